@@ -1,0 +1,12 @@
+// The CPU kernels for avx512. Standard headers come before the target pragma, so that no inline
+// function of theirs is compiled for an ISA that the machine may lack.
+#include <cstdint>
+#include "cpu/kernels/table.h"
+#if defined(__x86_64__)
+#include <immintrin.h>
+#pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")
+#define SEEKERNEL_ISA avx512
+#define SEEKERNEL_VECTOR_BYTES 64
+#define SEEKERNEL_ISA_AVX512 1
+#include "cpu/kernels/all.inl"
+#endif

@@ -1,0 +1,62 @@
+// All op schemas of seekernel, and nothing else. Every op writes into tensors its caller gives
+// ("(a!)") and returns nothing: the typed wrappers in seekernel.ops allocate what was not given.
+#include "host/torch.h"
+
+STABLE_TORCH_LIBRARY(seekernel, m) {
+  // quantise
+  m.def("quantize_fp8_1x128(Tensor x, Tensor(a!) q, Tensor(b!) scale) -> ()");
+  m.def("quantize_fp8_128x128(Tensor w, Tensor(a!) q, Tensor(b!) scale) -> ()");
+  m.def("dequantize_fp8_128x128(Tensor q, Tensor scale, Tensor(a!) out) -> ()");
+
+  // gemm: fp8_* take float8_e4m3fn weights with 128x128 scales; the others bfloat16 or float32 weights
+  m.def("fp8_gemm_nt(Tensor a, Tensor? a_scale, Tensor b, Tensor b_scale, Tensor(a!) out) -> ()");
+  m.def(
+      "fp8_bmm_nt(Tensor a, Tensor? a_scale, Tensor b, Tensor b_scale, Tensor(a!) out) -> ()");
+  m.def(
+      "fp8_grouped_gemm_nt(Tensor a, Tensor? a_scale, Tensor b, Tensor b_scale, Tensor offsets, "
+      "Tensor(a!) out) -> ()");
+  m.def(
+      "fp8_grouped_gemm_swiglu_nt(Tensor a, Tensor? a_scale, Tensor b, Tensor b_scale, "
+      "Tensor offsets, Tensor? row_token, Tensor(a!) out) -> ()");
+  m.def("bmm_nt(Tensor a, Tensor b, Tensor(a!) out) -> ()");
+  m.def("gemm_nt(Tensor a, Tensor b, Tensor(a!) out) -> ()");
+  m.def("grouped_gemm_nt(Tensor a, Tensor b, Tensor offsets, Tensor(a!) out) -> ()");
+  m.def(
+      "grouped_gemm_swiglu_nt(Tensor a, Tensor b, Tensor offsets, Tensor? row_token, "
+      "Tensor(a!) out) -> ()");
+  m.def("router_gemm(Tensor x, Tensor weight, Tensor(a!) out) -> ()");
+
+  // attention
+  m.def(
+      "mla_prepare(Tensor qkv_a, Tensor? q_norm_weight, Tensor kv_norm_weight, Tensor positions, "
+      "Tensor cos_sin, Tensor slots, float eps, Tensor(a!)? q_latent, Tensor(b!) kv_cache) -> ()");
+  m.def("rope_interleaved(Tensor(a!) x, Tensor positions, Tensor cos_sin) -> ()");
+  m.def(
+      "mla_decode(Tensor q, Tensor kv_cache, Tensor block_table, Tensor seq_lens, "
+      "Tensor cu_seqlens_q, float softmax_scale, bool causal, int d_v, Tensor(a!) out, "
+      "Tensor(b!) lse) -> ()");
+  m.def(
+      "mla_prefill(Tensor q, Tensor kv, Tensor k_pe, Tensor cu_seqlens_q, Tensor cu_seqlens_kv, "
+      "float softmax_scale, bool causal, Tensor(a!) out, Tensor(b!) lse) -> ()");
+  m.def(
+      "mla_gather_latent(Tensor kv_cache, Tensor block_table, Tensor cu_seqlens_kv, "
+      "Tensor(a!) latent, Tensor(b!) k_pe) -> ()");
+
+  // moe
+  m.def(
+      "moe_gate(Tensor logits, Tensor? bias, int n_group, int topk_group, str scoring_func, "
+      "bool norm_topk_prob, float routed_scaling_factor, Tensor(a!) weights, Tensor(b!) ids) -> ()");
+  m.def(
+      "moe_plan(Tensor ids, int first_expert, Tensor(a!) offsets, Tensor(b!) row_token, "
+      "Tensor(c!) token_row) -> ()");
+  m.def(
+      "moe_finalize(Tensor y, Tensor token_row, Tensor weights, Tensor? shared, "
+      "Tensor(a!) out) -> ()");
+
+  // norms and activations
+  m.def("rms_norm(Tensor x, Tensor weight, float eps, Tensor(a!) out) -> ()");
+  m.def(
+      "add_rms_norm(Tensor x, Tensor(a!) residual, Tensor weight, float eps, Tensor(b!) out) "
+      "-> ()");
+  m.def("silu_mul(Tensor x, Tensor(a!) out) -> ()");
+}

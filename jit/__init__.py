@@ -1,0 +1,1 @@
+"""Turns a kernel spec into a loaded kernel, once: compilers, cache, loader. Knows no ops."""

@@ -1,0 +1,1 @@
+"""Thin DeepSeek-V3/R1 model over seekernel.ops: configuration, weights, layers."""
