@@ -2,12 +2,14 @@
 // Each kernel is written once, in <family>.inl, over the vectors of vec.h, and compiled per ISA.
 #pragma once
 
+#include "cpu/kernels/gemm.h"
 #include "cpu/kernels/norm.h"
 
 namespace seekernel::cpu {
 
 struct KernelTable {
   NormKernels norm;
+  GemmKernels gemm;
 };
 
 namespace baseline {

@@ -4,10 +4,30 @@ Each function takes the arguments of its namesake in seekernel.ops, and `dtype`,
 precision: float64 is the truth, bfloat16 the naive low-precision version that sets error budgets.
 """
 
+from seekernel.reference.gemm import (
+    bmm_nt,
+    fp8_bmm_nt,
+    fp8_gemm_nt,
+    fp8_grouped_gemm_nt,
+    fp8_grouped_gemm_swiglu_nt,
+    gemm_nt,
+    grouped_gemm_nt,
+    grouped_gemm_swiglu_nt,
+    router_gemm,
+)
 from seekernel.reference.norm import add_rms_norm, rms_norm, silu_mul
 
 __all__ = [
     "add_rms_norm",
+    "bmm_nt",
+    "fp8_bmm_nt",
+    "fp8_gemm_nt",
+    "fp8_grouped_gemm_nt",
+    "fp8_grouped_gemm_swiglu_nt",
+    "gemm_nt",
+    "grouped_gemm_nt",
+    "grouped_gemm_swiglu_nt",
     "rms_norm",
+    "router_gemm",
     "silu_mul",
 ]
