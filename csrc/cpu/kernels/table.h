@@ -2,12 +2,16 @@
 // Each kernel is written once, in <family>.inl, over the vectors of vec.h, and compiled per ISA.
 #pragma once
 
+#include "cpu/kernels/attention.h"
+#include "cpu/kernels/mla_prepare.h"
 #include "cpu/kernels/norm.h"
 
 namespace seekernel::cpu {
 
 struct KernelTable {
   NormKernels norm;
+  MlaPrepareKernels mla_prepare;
+  AttentionKernels attention;
 };
 
 namespace baseline {
