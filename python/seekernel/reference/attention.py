@@ -16,7 +16,7 @@ def rope_interleaved(
 ) -> Tensor:
     """Return x [s, h, rope] with its pairs rotated as complex numbers, in `dtype`."""
     cos, sin = cos_sin[positions.long()].to(dtype).unsqueeze(1).chunk(2, dim=-1)
-    even, odd = x.to(dtype).unflatten(-1, (-1, 2)).unbind(-1)
+    even, odd = x.to(dtype).reshape(*x.shape[:-1], x.shape[-1] // 2, 2).unbind(-1)
     return torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1).flatten(-2)
 
 
