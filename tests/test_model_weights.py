@@ -163,7 +163,7 @@ else:
     model = DeepseekV3ForCausalLM.from_pretrained(folder)
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
-    run = lambda: subprocess.run(  # noqa: E731
+    run = lambda: subprocess.run(
         [sys.executable, "-c", script], check=True, capture_output=True, text=True
     ).stdout
     run()
