@@ -6,6 +6,7 @@ time, memory and output that only another process can enforce.
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import select
@@ -13,7 +14,6 @@ import subprocess
 import sys
 import threading
 import time
-import weakref
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -91,10 +91,10 @@ class _Worker:
             try:
                 answer = json.loads(self._exchange(process, job, TIME_LIMIT_S))
             except (OSError, ValueError, ChatTemplateError) as error:
-                self._stop()
+                self.stop()
                 if isinstance(error, ChatTemplateError):
                     raise
-                raise ChatTemplateError("chat template: its process ended (out of memory?)") from None
+                raise ChatTemplateError("chat template: its process ended") from None
         if "error" in answer:
             raise ChatTemplateError(f"chat template: {answer['error']}")
         return str(answer["text"])
@@ -109,15 +109,14 @@ class _Worker:
             stderr=subprocess.DEVNULL,
             bufsize=0,
         )
-        weakref.finalize(self._process, _kill, self._process)
         try:
             self._exchange(self._process, b"", START_LIMIT_S)
         except (OSError, ChatTemplateError):
-            self._stop()
+            self.stop()
             raise RuntimeError("the process that renders chat templates did not start") from None
         return self._process
 
-    def _stop(self) -> None:
+    def stop(self) -> None:
         if self._process is not None:
             _kill(self._process)
             self._process = None
@@ -156,3 +155,4 @@ def _kill(process: subprocess.Popen[bytes]) -> None:
 
 
 _WORKER = _Worker()
+atexit.register(_WORKER.stop)

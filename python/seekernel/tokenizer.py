@@ -47,6 +47,8 @@ class Tokenizer:
         self._backend = backend
         self.special = special
         self._add_bos = add_bos_token and special.bos_token_id is not None
+        added = backend.get_added_tokens_decoder()
+        self.special_ids = frozenset(index for index, token in added.items() if token.special)
         self.chat_template = None
         if chat_template is not None:
             names = {"bos_token": special.bos_token, "eos_token": special.eos_token}
@@ -150,6 +152,8 @@ class IncrementalDetokenizer:
 
     def push(self, token_id: int) -> str:
         """Add a token, return the text that is now certain; may be empty."""
+        if self._skip and token_id in self._tokenizer.special_ids:
+            return ""
         self._window.append(token_id)
         text = self._decode(self._window)
         if not text.endswith(REPLACEMENT):
@@ -172,6 +176,8 @@ class IncrementalDetokenizer:
 
     def _give(self, cut: int, text: str) -> str:
         piece = text[len(self._given) :]
+        if not piece:
+            return ""
         self._window = self._window[self._num_given :]
         self._num_given = cut - self._num_given
         self._given = self._decode(self._window[: self._num_given])
@@ -245,7 +251,9 @@ def _template_source(folder: Path, path: Path, config: Mapping[str, Any]) -> str
             raise TokenizerError(f"{file}: not readable as text: {error}") from None
     source = config.get("chat_template")
     if isinstance(source, list):  # several, by name
-        named = {item.get("name"): item.get("template") for item in source if isinstance(item, dict)}
+        named = {
+            item.get("name"): item.get("template") for item in source if isinstance(item, dict)
+        }
         source = named.get("default")
     if source is not None and not isinstance(source, str):
         raise TokenizerError.expected(f"{path}: chat_template", "a string", source)

@@ -51,7 +51,7 @@ class SamplingParams:
         if self.temperature is not None:
             _number("temperature", self.temperature, 0.0, 100.0)
         _integer("top_k", self.top_k, 0, 2**31 - 1)
-        if not 0.0 < _number("top_p", self.top_p, 0.0, 1.0):
+        if not _number("top_p", self.top_p, 0.0, 1.0) > 0.0:
             raise RequestError.expected("top_p", "a number above 0, at most 1", self.top_p)
         _number("min_p", self.min_p, 0.0, 1.0)
         if self.seed is not None:
@@ -61,7 +61,7 @@ class SamplingParams:
         _integer("n", self.n, 1, MAX_N)
         if self.logprobs is not None:
             _integer("logprobs", self.logprobs, 0, MAX_LOGPROBS)
-        if not 0.0 < _number("repetition_penalty", self.repetition_penalty, 0.0, 100.0):
+        if not _number("repetition_penalty", self.repetition_penalty, 0.0, 100.0) > 0.0:
             raise RequestError.expected(
                 "repetition_penalty", "a number above 0, at most 100", self.repetition_penalty
             )
