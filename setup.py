@@ -118,7 +118,9 @@ def packages() -> list[str]:
 
 
 def extension() -> CppExtension:
-    sources = [path for folder in ("host", "cpu") for path in (ROOT / "csrc" / folder).glob("*.cpp")]
+    sources = [
+        path for folder in ("host", "cpu") for path in (ROOT / "csrc" / folder).glob("*.cpp")
+    ]
     ext = CppExtension(
         "seekernel._C",
         sorted(str(path.relative_to(ROOT)) for path in sources),

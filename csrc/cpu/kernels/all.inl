@@ -3,10 +3,14 @@ namespace seekernel::cpu::SEEKERNEL_ISA {
 
 #include "cpu/kernels/vec.h"
 //
+#include "cpu/kernels/moe.inl"
 #include "cpu/kernels/norm.inl"
+#include "cpu/kernels/quantize.inl"
 
 const KernelTable kTable = {
     .norm = {rms_norm, silu_mul},
+    .quantize = {quantize_fp8_1x128, quantize_fp8_128x128, dequantize_fp8_128x128},
+    .moe = {moe_gate, moe_finalize},
 };
 
 }  // namespace seekernel::cpu::SEEKERNEL_ISA

@@ -1,9 +1,18 @@
 """Typed wrappers of torch.ops.seekernel: one function per op, with its fake beside it."""
 
+from seekernel.ops.moe import MoePlan, moe_finalize, moe_gate, moe_plan
 from seekernel.ops.norm import add_rms_norm, rms_norm, silu_mul
+from seekernel.ops.quantize import dequantize_fp8_128x128, quantize_fp8_1x128, quantize_fp8_128x128
 
 __all__ = [
+    "MoePlan",
     "add_rms_norm",
+    "dequantize_fp8_128x128",
+    "moe_finalize",
+    "moe_gate",
+    "moe_plan",
+    "quantize_fp8_1x128",
+    "quantize_fp8_128x128",
     "rms_norm",
     "silu_mul",
 ]

@@ -4,10 +4,25 @@ Each function takes the arguments of its namesake in seekernel.ops, and `dtype`,
 precision: float64 is the truth, bfloat16 the naive low-precision version that sets error budgets.
 """
 
+from seekernel.reference.moe import moe_choices, moe_finalize, moe_gate, moe_plan
 from seekernel.reference.norm import add_rms_norm, rms_norm, silu_mul
+from seekernel.reference.quantize import (
+    dequantize_fp8_128x128,
+    quantize_fp8_1x128,
+    quantize_fp8_128x128,
+    to_e4m3,
+)
 
 __all__ = [
     "add_rms_norm",
+    "dequantize_fp8_128x128",
+    "moe_choices",
+    "moe_finalize",
+    "moe_gate",
+    "moe_plan",
+    "quantize_fp8_1x128",
+    "quantize_fp8_128x128",
     "rms_norm",
     "silu_mul",
+    "to_e4m3",
 ]
