@@ -69,9 +69,9 @@ class ChatTemplate:
         return _WORKER.render(job)
 
 
-def check_messages(messages: Sequence[Mapping[str, Any]]) -> None:
+def check_messages(messages: object) -> None:
     """Refuse anything but a non-empty list of objects with a role. Errors: RequestError."""
-    if isinstance(messages, str | bytes) or not isinstance(messages, Sequence) or not messages:
+    if not isinstance(messages, list | tuple) or not messages:
         raise RequestError.expected("messages", "a list of at least one message", messages)
     for message in messages:
         if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):

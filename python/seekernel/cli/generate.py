@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from seekernel.errors import OptionError
-
-if TYPE_CHECKING:
-    from seekernel.engine import RequestOutput
 
 DEFAULT_PROMPTS = (
     "Hello, my name is",
@@ -27,18 +24,18 @@ SAMPLING = (
 UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
-class ByteCount(click.ParamType):
-    """A number of bytes, written as 512M or 2G."""
-
-    name = "bytes"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        text = str(value).strip().upper().removesuffix("B").removesuffix("I")
-        number, unit = (text[:-1], text[-1]) if text[-1:] in UNITS and text else (text, "")
-        try:
-            return int(float(number) * UNITS[unit])
-        except (ValueError, OverflowError):
-            self.fail(f"expected a number of bytes such as 512M or 2G, got {value!r}", param, ctx)
+def byte_count(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:
+    """Read a number of bytes written as 512M or 2G."""
+    if value is None:
+        return None
+    text = value.strip().upper().removesuffix("B").removesuffix("I")
+    number, unit = (text[:-1], text[-1]) if text and text[-1] in UNITS else (text, "")
+    try:
+        return int(float(number) * UNITS[unit])
+    except (ValueError, OverflowError):
+        raise click.BadParameter(
+            f"expected a number of bytes such as 512M or 2G, got {value!r}", ctx, param
+        ) from None
 
 
 @click.command()
@@ -69,7 +66,9 @@ class ByteCount(click.ParamType):
 @click.option("--max_num_tokens", type=int, help="Tokens of one step.  [default: 8192]")
 @click.option("--max_seq_len", type=int, help="Prompt and answer.  [default: the model's]")
 @click.option("--kv_cache_dtype", metavar="auto|bfloat16|float32", help="[default: auto]")
-@click.option("--kv_cache_bytes", type=ByteCount(), help="Limit.  [default: 1/4 of free memory]")
+@click.option(
+    "--kv_cache_bytes", callback=byte_count, help="Limit, as 2G.  [default: 1/4 of free memory]"
+)
 @click.option("--dtype", metavar="auto|bfloat16|float32", help="Of activations.  [default: auto]")
 @click.option("--load_format", metavar="auto|dummy", help="dummy: random weights.  [default: auto]")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per prompt.")
@@ -88,7 +87,7 @@ def generate(
     with LLM(model_dir, **given) as llm:
         if chat:
             messages = [[{"role": "user", "content": text}] for text in texts]
-            outputs: list[RequestOutput] = llm.chat(messages, params)
+            outputs = llm.chat(messages, params)
         else:
             outputs = llm.generate(texts, params)
     for index, (text, output) in enumerate(zip(texts, outputs, strict=True)):

@@ -27,7 +27,7 @@ VARIABLES = ("OMP_", "MKL_", "GOMP_", "KMP_", "SEEKERNEL_", "CUDA_", "NCCL_")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def info(model_dir: str | None, as_json: bool) -> None:
     """Show versions, what was built, CPU, GPUs and the checkpoint found."""
-    report = {
+    report: dict[str, dict[str, Any] | list[str]] = {
         "versions": versions(),
         "build": build(),
         "cpu": cpu(),

@@ -21,8 +21,10 @@ from seekernel.errors import CapacityError, OptionError, RequestError
 from seekernel.model import DeepseekV3ForCausalLM, ModelConfig
 from seekernel.tokenizer import IncrementalDetokenizer, Tokenizer
 
-Prompt: TypeAlias = str | Sequence[int]
-Messages: TypeAlias = Sequence[Mapping[str, Any]]
+Prompts: TypeAlias = (
+    list[str] | tuple[str, ...] | list[list[int]] | tuple[list[int], ...] | list[str | list[int]]
+)
+Messages: TypeAlias = list[dict[str, Any]]
 # Odd multipliers far apart keep the seeds of requests and of their samples from meeting.
 REQUEST_STRIDE, SAMPLE_STRIDE = 0x9E3779B97F4A7C15, 0xD1B54A32D192ED03
 
@@ -77,22 +79,22 @@ class LLM:
     @overload
     def generate(
         self,
-        prompts: str,
-        sampling_params: SamplingParams | None = None,
+        prompts: str | list[int],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         use_tqdm: bool = True,
     ) -> RequestOutput: ...
 
     @overload
     def generate(
         self,
-        prompts: Sequence[Prompt] | Sequence[int],
+        prompts: Prompts,
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         use_tqdm: bool = True,
     ) -> list[RequestOutput]: ...
 
     def generate(
         self,
-        prompts: Prompt | Sequence[Prompt],
+        prompts: str | list[int] | Prompts,
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         use_tqdm: bool = True,
     ) -> RequestOutput | list[RequestOutput]:
@@ -122,9 +124,27 @@ class LLM:
             self._run(core, groups, use_tqdm)
         return requests[0] if single else requests
 
+    @overload
     def chat(
         self,
-        messages: Messages | Sequence[Messages],
+        messages: Messages,
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        use_tqdm: bool = True,
+        **template_variables: Any,
+    ) -> RequestOutput: ...
+
+    @overload
+    def chat(
+        self,
+        messages: list[Messages],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        use_tqdm: bool = True,
+        **template_variables: Any,
+    ) -> list[RequestOutput]: ...
+
+    def chat(
+        self,
+        messages: Messages | list[Messages],
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         use_tqdm: bool = True,
         **template_variables: Any,
@@ -135,7 +155,7 @@ class LLM:
         Errors: as generate, and ChatTemplateError.
         """
         single = len(messages) > 0 and isinstance(messages[0], Mapping)
-        conversations: Any = [messages] if single else messages
+        conversations: Sequence[Any] = [messages] if single else messages
         texts = [
             self.tokenizer.apply_chat_template(conversation, **template_variables)
             for conversation in conversations
@@ -215,7 +235,9 @@ class LLM:
                     end_ids=ends,
                     output=CompletionOutput(index),
                     generator=generator,
-                    detokenizer=self._tokenizer and IncrementalDetokenizer(self._tokenizer),
+                    detokenizer=None
+                    if self._tokenizer is None
+                    else IncrementalDetokenizer(self._tokenizer),
                 )
             )
         text = prompt if isinstance(prompt, str) else None

@@ -66,19 +66,18 @@ class TokenSequence:
         if may_end and token_id in self.end_ids:
             self.finish("stop", self.end_ids[token_id])
             return
+        stopped = False
         if self.detokenizer is not None:
-            self._extend(self.detokenizer.push(token_id), may_end)
-        if not self.finished and len(self.output.token_ids) >= self.max_tokens:
+            stopped = self._extend(self.detokenizer.push(token_id), may_end)
+        if not stopped and len(self.output.token_ids) >= self.max_tokens:
             self.finish("length")
 
-    def finish(self, reason: FinishReason, stop_reason: str | int | None = None) -> None:
-        """End the sequence; text that was held back is given out first, and may hold a stop."""
+    def finish(self, reason: FinishReason, stop_reason: int | None = None) -> None:
+        """End the sequence, once. Text that was held back is given out, and may hold a stop."""
         if self.finished:
             return
-        if self.detokenizer is not None and not isinstance(stop_reason, str):
-            self._extend(self.detokenizer.flush(), self.may_end)
-            if self.finished:
-                return
+        if self.detokenizer is not None and self._extend(self.detokenizer.flush(), self.may_end):
+            return
         self.output.finish_reason, self.output.stop_reason = reason, stop_reason
 
     def fail(self, message: str) -> None:
@@ -86,16 +85,18 @@ class TokenSequence:
         self.finish("error")
         self.output.finish_reason, self.output.error = "error", message
 
-    def _extend(self, piece: str, may_end: bool) -> None:
-        text = self.output.text + piece
-        stops = self.params.stop
-        if piece and may_end and stops:
-            begin = max(len(self.output.text) - max(map(len, stops)) + 1, 0)
-            found = [(text.find(stop, begin), stop) for stop in stops]
-            hits = [hit for hit in found if hit[0] >= 0]
-            if hits:
-                position, stop = min(hits, key=lambda hit: hit[0])
-                self.output.text = text[:position]
-                self.output.finish_reason, self.output.stop_reason = "stop", stop
-                return
-        self.output.text = text
+    def _extend(self, piece: str, may_end: bool) -> bool:
+        """Add text, up to the first stop string in it, which ends the sequence: then True."""
+        before = len(self.output.text)
+        self.output.text += piece
+        if not piece or not may_end or not self.params.stop:
+            return False
+        begin = max(before - max(map(len, self.params.stop)) + 1, 0)
+        found = [(self.output.text.find(stop, begin), stop) for stop in self.params.stop]
+        hits = [hit for hit in found if hit[0] >= 0]
+        if not hits:
+            return False
+        position, stop = min(hits, key=lambda hit: hit[0])
+        self.output.text = self.output.text[:position]
+        self.output.finish_reason, self.output.stop_reason = "stop", stop
+        return True
