@@ -66,9 +66,9 @@ class MoE:
         weights, ids = ops.moe_gate(
             logits,
             self.bias,
+            config.num_experts_per_tok,
             config.n_group,
             config.topk_group,
-            config.num_experts_per_tok,
             scoring_func=config.scoring_func,
             norm_topk_prob=config.norm_topk_prob,
             routed_scaling_factor=config.routed_scaling_factor,
