@@ -238,9 +238,10 @@ def test_template_cannot_write_or_read_files(tmp_path: Path, monkeypatch: Any) -
 def test_template_arguments_are_checked() -> None:
     template = ChatTemplate("{{ messages[0].content }}", {})
     assert template.render([{"role": "user", "content": "é\u2028\n\x00😀"}]) == "é\u2028\n\x00😀"
-    for messages in ([], "hi", [1], [{"content": "x"}], [{"role": 1}], None, {}):
+    bad: list[Any] = [[], "hi", [1], [{"content": "x"}], [{"role": 1}], None, {}]
+    for messages in bad:
         with pytest.raises(RequestError, match=r"messages: expected"):
-            template.render(messages)  # type: ignore[arg-type]
+            template.render(messages)
     with pytest.raises(RequestError, match="messages: expected JSON values"):
         template.render([{"role": "user", "content": {1, 2}}])
     for name in ("tokenize", "messages_", "bos_token", "source"):

@@ -12,17 +12,28 @@ from typing import TYPE_CHECKING, Any
 from seekernel._version import __version__
 
 if TYPE_CHECKING:
-    from seekernel import engine as engine
-    from seekernel import jit as jit
-    from seekernel import model as model
-    from seekernel import ops as ops
-    from seekernel import reference as reference
+    import seekernel.engine as engine
+    import seekernel.jit as jit
+    import seekernel.model as model
+    import seekernel.ops as ops
+    import seekernel.reference as reference
     from seekernel.engine import LLM, CompletionOutput, RequestOutput, SamplingParams
 
 _SUBMODULES = ("engine", "jit", "model", "ops", "reference")
 _FROM_ENGINE = ("LLM", "CompletionOutput", "RequestOutput", "SamplingParams")
 
-__all__ = ["LLM", "CompletionOutput", "RequestOutput", "SamplingParams", "__version__"]
+__all__ = [
+    "LLM",
+    "CompletionOutput",
+    "RequestOutput",
+    "SamplingParams",
+    "__version__",
+    "engine",
+    "jit",
+    "model",
+    "ops",
+    "reference",
+]
 
 
 def __getattr__(name: str) -> Any:
