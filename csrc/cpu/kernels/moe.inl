@@ -1,8 +1,9 @@
 // moe_gate, moe_finalize: a token never leaves its thread.
 
-// Orders floats as integers: larger float, larger key; NaN below -inf; -0 and +0 the same.
+// Orders floats as integers: larger float, larger key; NaN below -inf. A choice is never -0, being
+// a score, which is not, plus a bias.
 SEEKERNEL_INLINE uint32_t ordered(float value) {
-  const uint32_t bits = bit_copy<uint32_t>(value + 0.0f);
+  const uint32_t bits = bit_copy<uint32_t>(value);
   if (value != value) return 0;
   return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
 }

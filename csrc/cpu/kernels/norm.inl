@@ -1,4 +1,5 @@
-// rms_norm, add_rms_norm, silu_mul: one pass to reduce, one to write; a row never leaves its thread.
+// rms_norm, add_rms_norm, silu_mul: one pass to reduce, one to write; a row never leaves its
+// thread.
 
 template <class T, class W>
 static void rms_norm_rows(const RmsNormArgs& args, int64_t row_begin, int64_t row_end) {

@@ -2,6 +2,7 @@
 // Each kernel is written once, in <family>.inl, over the vectors of vec.h, and compiled per ISA.
 #pragma once
 
+#include "cpu/kernels/gemm.h"
 #include "cpu/kernels/moe.h"
 #include "cpu/kernels/norm.h"
 #include "cpu/kernels/quantize.h"
@@ -12,6 +13,7 @@ struct KernelTable {
   NormKernels norm;
   QuantizeKernels quantize;
   MoeKernels moe;
+  GemmKernels gemm;
 };
 
 namespace baseline {

@@ -1,5 +1,16 @@
 """Typed wrappers of torch.ops.seekernel: one function per op, with its fake beside it."""
 
+from seekernel.ops.gemm import (
+    bmm_nt,
+    fp8_bmm_nt,
+    fp8_gemm_nt,
+    fp8_grouped_gemm_nt,
+    fp8_grouped_gemm_swiglu_nt,
+    gemm_nt,
+    grouped_gemm_nt,
+    grouped_gemm_swiglu_nt,
+    router_gemm,
+)
 from seekernel.ops.moe import MoePlan, moe_finalize, moe_gate, moe_plan
 from seekernel.ops.norm import add_rms_norm, rms_norm, silu_mul
 from seekernel.ops.quantize import dequantize_fp8_128x128, quantize_fp8_1x128, quantize_fp8_128x128
@@ -7,12 +18,21 @@ from seekernel.ops.quantize import dequantize_fp8_128x128, quantize_fp8_1x128, q
 __all__ = [
     "MoePlan",
     "add_rms_norm",
+    "bmm_nt",
     "dequantize_fp8_128x128",
+    "fp8_bmm_nt",
+    "fp8_gemm_nt",
+    "fp8_grouped_gemm_nt",
+    "fp8_grouped_gemm_swiglu_nt",
+    "gemm_nt",
+    "grouped_gemm_nt",
+    "grouped_gemm_swiglu_nt",
     "moe_finalize",
     "moe_gate",
     "moe_plan",
     "quantize_fp8_1x128",
     "quantize_fp8_128x128",
     "rms_norm",
+    "router_gemm",
     "silu_mul",
 ]
