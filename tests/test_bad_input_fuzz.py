@@ -177,6 +177,17 @@ def test_config_fuzz(folder: Path) -> None:
     assert refused > 250
 
 
+@pytest.mark.parametrize(
+    "huge",
+    [("vocab_size", "hidden_size"), ("num_attention_heads", "num_key_value_heads", "kv_lora_rank")],
+)
+def test_huge_sizes_take_no_memory(folder: Path, huge: tuple[str, ...]) -> None:
+    edit_json(folder / "config.json", **dict.fromkeys(huge, 1 << 24))
+    text = outcome(lambda: DeepseekV3ForCausalLM.from_pretrained(folder))
+    assert text is not None
+    assert "expected shape [" in text
+
+
 def walk(node: Any) -> Iterator[tuple[Any, Any]]:
     """Yield every (container, key) of a JSON value."""
     items = node.items() if isinstance(node, dict) else enumerate(node)
@@ -250,9 +261,14 @@ def test_code_in_a_checkpoint_is_never_run(folder: Path, tmp_path: Path) -> None
     code = f"open({str(canary)!r}, 'w').close()\n"
     for name in ("configuration_deepseek", "modeling_deepseek", "tokenization_deepseek", "jinja2"):
         (folder / f"{name}.py").write_text(code)
-    names = {"AutoConfig": "configuration_deepseek.DeepseekV3Config", "AutoModel": "modeling_deepseek.M"}
+    names = {
+        "AutoConfig": "configuration_deepseek.DeepseekV3Config",
+        "AutoModel": "modeling_deepseek.M",
+    }
     edit_json(folder / "config.json", auto_map=names, trust_remote_code=True)
-    edit_json(folder / "tokenizer_config.json", auto_map={"AutoTokenizer": "tokenization_deepseek.T"})
+    edit_json(
+        folder / "tokenizer_config.json", auto_map={"AutoTokenizer": "tokenization_deepseek.T"}
+    )
     DeepseekV3ForCausalLM.from_pretrained(resolve_model_dir(folder))
     tokenizer = Tokenizer.from_dir(folder, 320)
     tokenizer.apply_chat_template([{"role": "user", "content": "hi"}])
