@@ -85,7 +85,7 @@ class CheckpointSource(WeightSource):
 
     def _file_names(self) -> list[str]:
         index = self.model_dir / "model.safetensors.index.json"
-        if index.exists():
+        if index.is_file():
             try:
                 weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
                 names = sorted(set(weight_map.values()))
