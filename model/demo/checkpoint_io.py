@@ -117,7 +117,7 @@ def quantise_rows(x: Tensor) -> Tensor:
 
     Args: x [..., k], k a multiple of 128. Scale max(amax, 1e-4) / 448. Returns: as x.
     """
-    groups = x.float().reshape(*x.shape[:-1], -1, BLOCK)
+    groups = x.float().reshape(*x.shape[:-1], x.shape[-1] // BLOCK, BLOCK)
     scale = groups.abs().amax(-1, keepdim=True).clamp(min=1e-4) / FP8_MAX
     rounded = (groups / scale).to(torch.float8_e4m3fn).float() * scale
     return rounded.reshape(x.shape).to(x.dtype)

@@ -127,7 +127,7 @@ def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
     Args: x [..., s, d]; cos, sin [s, d / 2] fp32. Returns: as x, computed in fp32.
     """
-    even, odd = x.float().reshape(*x.shape[:-1], -1, 2).unbind(-1)
+    even, odd = x.float().reshape(*x.shape[:-1], x.shape[-1] // 2, 2).unbind(-1)
     return torch.stack((even * cos - odd * sin, even * sin + odd * cos), -1).flatten(-2).to(x.dtype)
 
 
