@@ -190,7 +190,7 @@ NOVEL = {
 
 
 def test_batches_repeat_and_fill_every_row(tokenizer: Tokenizer) -> None:
-    bos = tokenizer.token_to_id(demo_tokenizer.BOS)
+    bos = demo_tokenizer.token_id(tokenizer, demo_tokenizer.BOS)
     batch = data.Mix(tokenizer, NOVEL, seed=3).batch(step=7, rows=6, length=512)
     again = data.Mix(tokenizer, NOVEL, seed=3).batch(step=7, rows=6, length=512)
     other = data.Mix(tokenizer, NOVEL, seed=3).batch(step=8, rows=6, length=512)

@@ -130,8 +130,8 @@ def accepted_drafts(
         # Row t has seen tokens to t + 1 and drafts token t + 2; drafts start behind the first output.
         drafts = model.lm_head(model.mtp_hidden(hidden[:, :-2], ids[:, 1:-1])).argmax(-1)
         begin = len(prompt) - 1
-        accepted += int((drafts[0, begin:] == ids[0, begin + 2 :]).sum())
-        made += len(output) - 1
+        hits = drafts[0, begin:] == ids[0, begin + 2 :]
+        accepted, made = accepted + int(hits.sum()), made + hits.numel()
     return accepted, made
 
 
