@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
+from random import Random
 
 import pytest
 import torch
@@ -359,23 +361,36 @@ def test_loading_ignores_the_copies_inside_mtp_and_names_what_is_missing(tmp_pat
         checkpoint_io.load_checkpoint(tmp_path)
 
 
-def test_greedy_and_accepted_drafts_agree_with_a_step_by_step_reading() -> None:
+def test_greedy_takes_the_likeliest_token_and_stops_at_eos() -> None:
+    model = make_model()
+    prompts = [tokens(1, n, seed=n)[0].tolist() for n in (3, 7)]
+    outputs = evaluate.greedy(model, prompts, limit=9, eos=-1)
+    for prompt, output in zip(prompts, outputs, strict=True):
+        assert len(output) == 9
+        for i, token in enumerate(output):
+            with torch.no_grad():
+                assert model.logits(torch.tensor([prompt + output[:i]]))[0, -1].argmax() == token
+    eos = outputs[0][2]
+    stopped = evaluate.greedy(model, prompts, limit=9, eos=eos)[0]
+    assert stopped == outputs[0][: outputs[0].index(eos) + 1]
+
+
+def test_accepted_drafts_agree_with_a_step_by_step_reading() -> None:
     # Four tokens only, so that an untrained module is right now and then.
     model = make_model(replace(SMALL, vocab_size=4))
-    prompts = [[3, 2, 0], [2, 3, 3, 0, 2, 3, 2], [0], [2, 2], [0, 3, 0, 3]]
-    outputs = evaluate.greedy(model, prompts, limit=9, eos=1)
+    rng = Random(0)
+    prompts = [[rng.randrange(4) for _ in range(n)] for n in (1, 2, 5, 9)]
+    outputs = [[rng.randrange(4) for _ in range(n)] for n in (12, 15, 1, 20)]
     accepted = made = 0
     for prompt, output in zip(prompts, outputs, strict=True):
         row = list(prompt)
-        for i, token in enumerate(output):
+        for token, following in pairwise(output):
             with torch.no_grad():
                 hidden = model(torch.tensor([row]))
-                assert model.lm_head(hidden[0, -1]).argmax().item() == token
                 row.append(token)
                 draft = model.mtp_hidden(hidden, torch.tensor([row[1:]]))
-                if i + 1 < len(output):
-                    made += 1
-                    accepted += model.lm_head(draft[0, -1]).argmax().item() == output[i + 1]
+                accepted += model.lm_head(draft[0, -1]).argmax().item() == following
+                made += 1
     assert 0 < accepted < made
     assert evaluate.accepted_drafts(model, prompts, outputs) == (accepted, made)
 
