@@ -28,13 +28,13 @@ COMMON: dict[str, Any] = {
 CONFIGS: dict[str, dict[str, Any]] = {
     "tiny": {
         **COMMON, "hidden_size": 512, "num_hidden_layers": 4, "num_attention_heads": 8,
-        "num_key_value_heads": 8, "intermediate_size": 1024, "moe_intermediate_size": 256,
+        "num_key_value_heads": 8, "intermediate_size": 1408, "moe_intermediate_size": 256,
         "n_routed_experts": 16, "q_lora_rank": 192, "kv_lora_rank": 128, "qk_rope_head_dim": 32,
         "qk_nope_head_dim": 64, "v_head_dim": 64,
     },
     "medium": {
         **COMMON, "hidden_size": 1024, "num_hidden_layers": 8, "num_attention_heads": 16,
-        "num_key_value_heads": 16, "intermediate_size": 2048, "moe_intermediate_size": 320,
+        "num_key_value_heads": 16, "intermediate_size": 2816, "moe_intermediate_size": 320,
         "n_routed_experts": 32, "q_lora_rank": 384, "kv_lora_rank": 256, "qk_rope_head_dim": 32,
         "qk_nope_head_dim": 64, "v_head_dim": 64,
     },

@@ -132,5 +132,5 @@ class LatentAttention:
         kv = self.kv_b_proj(latent).view(segment.num_kv, config.num_attention_heads, -1)
         ops.mla_prefill(
             q, kv, k_pe, segment.cu_seqlens_q, segment.cu_seqlens_kv, config.softmax_scale,
-            causal=True, out=out,
+            causal=True, out=out, d_v=config.v_head_dim,
         )  # fmt: skip

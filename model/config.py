@@ -95,10 +95,10 @@ class ModelConfig:
         path = Path(model_dir) / "config.json"
         if not Path(model_dir).is_dir():
             raise ConfigError(f"model_dir: expected a directory, got '{model_dir}'")
+        if not path.is_file():  # nor a pipe, which would never end
+            raise ConfigError(f"{path}: expected a config.json, found none")
         try:
             data = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise ConfigError(f"{path}: expected a config.json, found none") from None
         except (OSError, ValueError, RecursionError) as error:
             raise ConfigError(f"{path}: not readable as JSON: {error}") from None
         if not isinstance(data, dict):

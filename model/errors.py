@@ -1,7 +1,9 @@
 """Errors a user can cause with a checkpoint directory: one line, naming what, expected and got."""
 
+from seekernel.errors import SeekernelError
 
-class CheckpointError(ValueError):
+
+class CheckpointError(SeekernelError):
     """A checkpoint directory that cannot be used."""
 
 

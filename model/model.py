@@ -91,7 +91,8 @@ class DeepseekV3ForCausalLM:
     def allocate_kv_cache(self, num_pages: int, page_size: int, dtype: str = "auto") -> KVCache:
         """Return one latent cache per layer, the MTP module's last.
 
-        dtype: auto (bfloat16), bfloat16 or float32.
+        dtype: auto (bfloat16), bfloat16 or float32. Rows are undefined until a forward writes them;
+        untouched ones take no memory on a CPU.
         """
         if dtype not in KV_CACHE_DTYPES:
             raise ValueError(
@@ -100,7 +101,7 @@ class DeepseekV3ForCausalLM:
         shape = (num_pages, page_size, self.config.latent_dim)
         layers = self.config.num_hidden_layers + (self.mtp is not None)
         return [
-            torch.zeros(shape, dtype=KV_CACHE_DTYPES[dtype], device=self.device)
+            torch.empty(shape, dtype=KV_CACHE_DTYPES[dtype], device=self.device)
             for _ in range(layers)
         ]
 

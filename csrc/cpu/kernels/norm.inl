@@ -1,4 +1,5 @@
-// rms_norm, add_rms_norm, silu_mul: one pass to reduce, one to write; a row never leaves its thread.
+// rms_norm, add_rms_norm, silu_mul: one pass to reduce, one to write; a row never leaves its
+// thread.
 
 // Four sums side by side: a shorter chain to wait for, and a quarter of the rounding where vectors are
 // narrow (one sum of 7168 squares in four lanes was off by 4 units in the last place).
