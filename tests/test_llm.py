@@ -223,7 +223,7 @@ def test_max_seq_len(checkpoint: Path) -> None:
 def test_prompt_that_can_never_fit(checkpoint: Path) -> None:
     page = 2 * 64 * 80 * 4  # layers, page size, latent_dim, bytes of a float32
     with pytest.raises(
-        CapacityError, match="one request of 300 tokens needs 5 pages of 64, 0.2 MiB"
+        CapacityError, match=r"one request of 300 tokens needs 5 pages of 64, 0\.2 MiB"
     ):
         make(checkpoint, kv_cache_bytes=4 * page, max_seq_len=300)
     with make(checkpoint, kv_cache_bytes=2 * page) as llm:
