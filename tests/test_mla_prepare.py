@@ -49,6 +49,7 @@ def make(
         "cos_sin": cos_sin(MAX_POS, rope),
         "slots": slots if wide_slots else slots.int(),
         "eps": EPS,
+        "q_latent": None,
         "kv_cache": torch.full((-(-(s + 20) // 8), 8, kv_lora + rope), 7.0, dtype=cache_dtype),
     }
 
@@ -70,8 +71,9 @@ def make(
 def test_mla_prepare(case: dict[str, Any]) -> None:
     arguments = make(**case)
     x, before = arguments["qkv_a"], arguments["kv_cache"].clone()
-    want_q, want_cache = reference.mla_prepare(**arguments)
-    naive_q, naive_cache = reference.mla_prepare(**arguments, dtype=x.dtype)
+    given = {name: value for name, value in arguments.items() if name != "q_latent"}
+    want_q, want_cache = reference.mla_prepare(**given)
+    naive_q, naive_cache = reference.mla_prepare(**given, dtype=x.dtype)
     q_latent = ops.mla_prepare(**arguments)
     if want_q is None:
         assert q_latent is None
@@ -173,7 +175,9 @@ def test_mla_gather_latent(cache_dtype: torch.dtype, dtype: torch.dtype, page_si
     rows = [torch.randn(length, 40).to(cache_dtype) for length in lengths]
     kv_cache, block_table = paged(rows, page_size, 40, cache_dtype)
     latent, k_pe = torch.empty(178, 33, dtype=dtype), torch.empty(178, 7)
-    call = lambda: ops.mla_gather_latent(kv_cache, block_table, offsets(lengths), latent, k_pe)
+    call = lambda: ops.mla_gather_latent(
+        kv_cache, block_table, offsets(lengths), 178, 33, latent=latent, k_pe=k_pe
+    )
     result = call()
     assert result[0].data_ptr() == latent.data_ptr()
     assert torch.equal(latent, torch.cat(rows)[:, :33].to(dtype))
@@ -182,6 +186,10 @@ def test_mla_gather_latent(cache_dtype: torch.dtype, dtype: torch.dtype, page_si
     assert torch.equal(latent, want[0].to(dtype))
     assert torch.equal(k_pe, want[1].float())
     assert_repeatable(call)
+    allocated = ops.mla_gather_latent(kv_cache, block_table, offsets(lengths), 178, 33, dtype)
+    assert [tensor.dtype for tensor in allocated] == [dtype, dtype]
+    assert torch.equal(allocated[0], latent)
+    assert torch.equal(allocated[1], want[1].to(dtype))
 
 
 def test_empty() -> None:
@@ -193,17 +201,17 @@ def test_empty() -> None:
     for shape in ((0, 3, 8), (3, 0, 8), (2, 2, 0)):
         x = torch.empty(shape)
         ops.rope_interleaved(x, int32([0] * shape[0]), cos_sin(4, shape[2]))
-    empty = torch.empty(0, 512), torch.empty(0, 64)
     cache = torch.empty(0, 8, 576)
-    assert ops.mla_gather_latent(cache, int32([]).view(0, 0), int32([0]), *empty) == empty
-    assert ops.mla_gather_latent(cache, int32([]).view(2, 0), int32([0, 0, 0]), *empty) == empty
+    for b in (0, 2):
+        latent, k_pe = ops.mla_gather_latent(cache, int32([]).view(b, 0), int32([0] * (b + 1)), 0)
+        assert latent.shape == (0, 512)
+        assert k_pe.shape == (0, 64)
 
 
 def test_opcheck() -> None:
     a = make(s=3, q_lora=8, kv_lora=16, rope=4)
     a["positions"] = int32([1, 2, 3])
-    first = [value for name, value in a.items() if name != "kv_cache"]
-    opcheck("mla_prepare", *first, torch.empty(3, 8), a["kv_cache"])
+    opcheck("mla_prepare", *{**a, "q_latent": torch.empty(3, 8)}.values())
     opcheck("rope_interleaved", torch.randn(3, 2, 4), a["positions"], a["cos_sin"])
     table, latent = int32([1, 0]).view(1, 2), torch.empty(9, 16)
     opcheck("mla_gather_latent", a["kv_cache"], table, int32([0, 9]), latent, torch.empty(9, 4))
@@ -256,7 +264,7 @@ def test_rope_and_gather_reject() -> None:
         "cos_sin: expected shape [max_pos=4, rope=8]", rope, x, int32([0, 0]), table[:, :6]
     )
     assert_rejects("x: expected an even last", rope, x[..., :7], int32([0, 0]), table[:, :7])
-    gather = ops.mla_gather_latent
+    gather = torch.ops.seekernel.mla_gather_latent
     cache, latent, k_pe = torch.zeros(2, 4, 12), torch.zeros(5, 8), torch.zeros(5, 4)
     pages = int32([1, 0]).view(1, 2)
     assert_rejects(

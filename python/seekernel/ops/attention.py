@@ -26,8 +26,8 @@ def mla_prepare(
     cos_sin: Tensor,
     slots: Tensor,
     eps: float,
+    q_latent: Tensor | None,
     kv_cache: Tensor,
-    q_latent: Tensor | None = None,
 ) -> Tensor | None:
     """Norm both latents of the down-projection, rotate its rope key, append to the paged cache.
 
@@ -40,8 +40,8 @@ def mla_prepare(
         positions: [s] int32, below max_pos where the row is stored.
         cos_sin: [max_pos, rope] float32, rope/2 cosines then rope/2 sines.
         slots: [s] int32 or int64, page * page_size + offset; distinct; -1: the row is not stored.
+        q_latent: [s, q_lora] in the dtype of qkv_a; allocated when None.
         kv_cache: [num_pages, page_size, kv_lora + rope] float32 or bfloat16, last dim contiguous.
-        q_latent: [s, q_lora] in the dtype of qkv_a; allocated when not given.
     Returns: q_latent, or None when q_norm_weight is None. Arithmetic is float32, rounded once.
     Errors: RuntimeError naming the tensor, expected and got.  Writes: q_latent, kv_cache.
     Source: DeepSeek-V2 paper, section 2.1.
@@ -147,8 +147,11 @@ def mla_gather_latent(
     kv_cache: Tensor,
     block_table: Tensor,
     cu_seqlens_kv: Tensor,
-    latent: Tensor,
-    k_pe: Tensor,
+    num_kv: int,
+    kv_lora: int = 512,
+    dtype: torch.dtype | None = None,
+    latent: Tensor | None = None,
+    k_pe: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Copy cached tokens out of their pages, in order: the input of kv_b_proj for a prefill.
 
@@ -156,11 +159,17 @@ def mla_gather_latent(
 
     Args:
         kv_cache: [num_pages, page_size, kv_lora + rope] float32 or bfloat16, last dim contiguous.
-        block_table: [b, max_pages] int32.  cu_seqlens_kv: [b + 1] int32.
-        latent: [s_kv, kv_lora], k_pe: [s_kv, rope], float32 or bfloat16 each.
+        block_table: [b, max_pages] int32.  cu_seqlens_kv: [b + 1] int32, its last value is num_kv.
+        num_kv, kv_lora, dtype: of what is allocated; dtype None: that of kv_cache.
+        latent: [num_kv, kv_lora], k_pe: [num_kv, rope], float32 or bfloat16 each; allocated when
+            not given.
     Returns: latent, k_pe.
     Errors: RuntimeError naming the tensor, expected and got.  Writes: latent, k_pe.
     """
+    if latent is None:
+        latent = kv_cache.new_empty(num_kv, kv_lora, dtype=dtype)
+    if k_pe is None:
+        k_pe = kv_cache.new_empty(num_kv, kv_cache.shape[2] - kv_lora, dtype=dtype)
     _mla_gather_latent(kv_cache, block_table, cu_seqlens_kv, latent, k_pe)
     return latent, k_pe
 
