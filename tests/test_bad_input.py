@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from seekernel.cli.main import run
 from tests.checkpoint_files import edit_json, write_checkpoint
@@ -42,7 +43,7 @@ def refusal(capsys: pytest.CaptureFixture[str], *args: str) -> str:
     return line.removeprefix("seekernel: error: ")
 
 
-def change_weight(folder: Path, name: str, change: Callable[..., object]) -> None:
+def change_weight(folder: Path, name: str, change: Callable[[Tensor], Tensor]) -> None:
     state = load_file(folder / "model.safetensors")
     state[name] = change(state[name])
     save_file(state, folder / "model.safetensors")
