@@ -130,7 +130,8 @@ def recorded() -> list[Call]:
     with Recorder() as recorder:
         for call in calls:
             call()
-    return recorder.calls
+    recorded_calls: list[Call] = recorder.calls
+    return recorded_calls
 
 
 def test_examples_cover_every_op(recorded: list[Call]) -> None:
