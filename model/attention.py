@@ -125,9 +125,10 @@ class LatentAttention:
     def _naive(self, q: Tensor, segment: Segment, kv_cache: Tensor, out: Tensor) -> None:
         """Attend over keys and values expanded from the latents of all cached and new tokens."""
         config = self.config
-        latent = q.new_empty(segment.num_kv, config.kv_lora_rank)
-        k_pe = q.new_empty(segment.num_kv, config.qk_rope_head_dim)
-        ops.mla_gather_latent(kv_cache, segment.block_table, segment.cu_seqlens_kv, latent, k_pe)
+        latent, k_pe = ops.mla_gather_latent(
+            kv_cache, segment.block_table, segment.cu_seqlens_kv, segment.num_kv,
+            config.kv_lora_rank, dtype=q.dtype,
+        )  # fmt: skip
         kv = self.kv_b_proj(latent).view(segment.num_kv, config.num_attention_heads, -1)
         ops.mla_prefill(
             q, kv, k_pe, segment.cu_seqlens_q, segment.cu_seqlens_kv, config.softmax_scale,
