@@ -93,12 +93,8 @@ class Build(BuildExtension):
             with ThreadPoolExecutor(int(os.environ["MAX_JOBS"])) as pool:
                 objects = pool.map(lambda path: self.compile_cuda(toolkit.nvcc, path), sources)
                 extension.extra_objects += [str(path) for path in objects]
-            # Without exclude-libs our calls of the static runtime would bind to the libcudart that
-            # torch brought along, of another version.
-            extension.extra_link_args += [
-                f"-L{toolkit.library_dir}",
-                *("-lcudart_static", "-lpthread", "-ldl", "-lrt", "-Wl,--exclude-libs,ALL"),
-            ]
+            libraries = ("-lcudart_static", "-lpthread", "-ldl", "-lrt")
+            extension.extra_link_args += [f"-L{toolkit.library_dir}", *libraries]
             define = f'-DSEEKERNEL_CUDA_VERSION="{toolkit.version}"'
             extension.extra_compile_args["cxx"].append(define)
             summary = f"CPU kernels and CUDA {toolkit.version} kernels for sm_90a"
@@ -112,12 +108,13 @@ class Build(BuildExtension):
         if target.exists() and target.stat().st_mtime > max(p.stat().st_mtime for p in inputs):
             return target
         target.parent.mkdir(parents=True, exist_ok=True)
-        folders = [*self.extensions[0].include_dirs, str(ROOT / "csrc" / "include")]
         flags = ["-std=c++20", "-O3", "-lineinfo", "-Werror", "all-warnings", "-DUSE_CUDA"]
-        for flag in ("-fPIC", "-fvisibility=hidden", *COMMON_FLAGS[1:]):
-            flags += ["-Xcompiler", flag]
-        command = [nvcc, *flags, COMMON_FLAGS[0], CUDA_ARCH, *(f"-I{path}" for path in folders)]
-        if subprocess.run([*command, "-c", str(source), "-o", str(target)]).returncode != 0:
+        flags += [COMMON_FLAGS[0], CUDA_ARCH, "-Xcompiler", "-fPIC,-fvisibility=hidden"]
+        folders = ["csrc/include", *self.extensions[0].include_dirs]
+        command = [nvcc, *flags, *(f"-I{os.path.relpath(path, ROOT)}" for path in folders)]
+        # Relative to ROOT, because nvcc splits what it hands on at the spaces and commas of a path.
+        command += ["-c", str(source.relative_to(ROOT)), "-o", str(target)]
+        if subprocess.run(command, cwd=ROOT).returncode != 0:
             raise SystemExit(f"{nvcc} failed on {source}; SEEKERNEL_CUDA=0 builds without CUDA")
         return target
 

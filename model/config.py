@@ -76,7 +76,7 @@ class ModelConfig:
     @property
     def softmax_scale(self) -> float:
         """qk_head_dim^-0.5, times YaRN's mscale squared."""
-        scale = self.qk_head_dim**-0.5
+        scale = 1.0 / math.sqrt(self.qk_head_dim)
         if self.yarn is not None and self.yarn.mscale_all_dim:
             scale *= yarn_mscale(self.yarn.factor, self.yarn.mscale_all_dim) ** 2
         return scale
@@ -95,10 +95,10 @@ class ModelConfig:
         path = Path(model_dir) / "config.json"
         if not Path(model_dir).is_dir():
             raise ConfigError(f"model_dir: expected a directory, got '{model_dir}'")
+        if not path.is_file():  # nor a pipe, which would never end
+            raise ConfigError(f"{path}: expected a config.json, found none")
         try:
             data = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise ConfigError(f"{path}: expected a config.json, found none") from None
         except (OSError, ValueError, RecursionError) as error:
             raise ConfigError(f"{path}: not readable as JSON: {error}") from None
         if not isinstance(data, dict):

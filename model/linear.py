@@ -48,6 +48,8 @@ def stack(
     names = [f"{prefix}.weight" for group in prefixes for prefix in group]
     dtype = source.dtype(names[0])
     parts = len(prefixes[0])
+    for name in names:
+        source.check_shape(name, (n, k))
     weight = torch.empty(len(prefixes), parts * n, k, dtype=dtype, device=source.device)
     scale = None
     if dtype == FP8:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -38,6 +39,10 @@ class WeightSource(ABC):
     def dtype(self, name: str) -> torch.dtype:
         """Return the stored dtype: float8_e4m3fn, bfloat16 or float32. Errors: WeightError."""
 
+    def check_shape(self, name: str, shape: Sequence[int]) -> None:
+        """Refuse a stored shape other than this one, before memory is taken for it."""
+        return  # a source that makes its tensors can make any shape
+
     @abstractmethod
     def read_into(self, name: str, destination: Tensor) -> None:
         """Write the tensor into `destination`, whose shape and dtype must be the stored ones."""
@@ -50,6 +55,7 @@ class WeightSource(ABC):
         stored = self.dtype(name)
         if stored == FP8 and dtype is not FP8:
             raise WeightError(f"{name}: expected dtype bfloat16 or float32, got float8_e4m3fn")
+        self.check_shape(name, shape)
         tensor = torch.empty(shape, dtype=stored, device=self.device)
         self.read_into(name, tensor)
         return tensor if dtype is None else tensor.to(dtype)
@@ -80,7 +86,7 @@ class CheckpointSource(WeightSource):
 
     def _file_names(self) -> list[str]:
         index = self.model_dir / "model.safetensors.index.json"
-        if index.exists():
+        if index.is_file():
             try:
                 weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
                 names = sorted(set(weight_map.values()))
@@ -130,12 +136,14 @@ class CheckpointSource(WeightSource):
             raise WeightError(f"{name}: expected dtype F8_E4M3, BF16 or F32, got {stored}")
         return DTYPES[stored]
 
+    def check_shape(self, name: str, shape: Sequence[int]) -> None:
+        entry = self._file(name).entries[name]
+        if entry.shape != tuple(shape):
+            raise WeightError(f"{name}: expected shape {list(shape)}, got {list(entry.shape)}")
+
     def read_into(self, name: str, destination: Tensor) -> None:
         entry = self._file(name).entries[name]
-        if entry.shape != tuple(destination.shape):
-            raise WeightError(
-                f"{name}: expected shape {list(destination.shape)}, got {list(entry.shape)}"
-            )
+        self.check_shape(name, destination.shape)
         if self.dtype(name) != destination.dtype:
             raise WeightError(f"{name}: expected dtype {destination.dtype}, got {entry.dtype}")
         self._file(name).copy_to(name, destination)

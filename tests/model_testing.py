@@ -98,6 +98,7 @@ def make_checkpoint(shape: Shape, folder: Path, seed: int = 0) -> Any:
     torch.manual_seed(seed)
     config = transformers.DeepseekV3Config(**{**BASE, **shape.changes})
     model = transformers.DeepseekV3ForCausalLM(config).float().eval()
+    model.set_experts_implementation("eager")  # the grouped one takes no odd widths
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "norm" in name:
@@ -199,8 +200,8 @@ class Runner:
             new.append(len(tokens))
             self._length[key] = length + len(tokens)
         batch = Batch.build("cpu", self.page_size, tables, cached, new)
-        tokens = torch.tensor([token for ids in requests.values() for token in ids])
-        return self.model.forward(tokens, batch, self.cache)
+        flat = torch.tensor([token for ids in requests.values() for token in ids])
+        return self.model.forward(flat, batch, self.cache)
 
     def logits(self, requests: dict[int, list[int]]) -> Tensor:
         """As hidden(), then through the head."""

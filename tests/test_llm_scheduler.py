@@ -38,9 +38,9 @@ def make_sequence(num_prompt: int, max_tokens: int) -> TokenSequence:
 def advance(chunks: list[Chunk]) -> None:
     """Do what the engine does with a step, with token 7 for every sample."""
     for chunk in chunks:
-        samples = chunk.samples
         chunk.sequence.num_cached += chunk.num_new
-        if samples:
+        assert chunk.samples == (chunk.sequence.num_uncached == 0)
+        if chunk.samples:
             chunk.sequence.append(7)
 
 

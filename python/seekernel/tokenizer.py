@@ -207,12 +207,14 @@ def _load_backend(path: Path) -> tokenizers.Tokenizer:
 
 def _read_json(path: Path) -> dict[str, Any]:
     """Return the object in a file; empty if there is no file."""
+    if not path.exists():
+        return {}
+    if not path.is_file():  # reading a pipe would wait for ever
+        raise TokenizerError(f"{path}: expected a file")
     try:
         if path.stat().st_size > MAX_FILE_BYTES:
             raise TokenizerError(f"{path}: expected at most {MAX_FILE_BYTES} bytes")
         data = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
     except TokenizerError:
         raise
     except (OSError, ValueError, RecursionError) as error:

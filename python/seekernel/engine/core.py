@@ -70,9 +70,9 @@ class EngineCore:
         choices = self._forward(chunks)
         finished = []
         for chunk in chunks:
-            sequence, samples = chunk.sequence, chunk.samples
+            sequence = chunk.sequence
             sequence.num_cached += chunk.num_new
-            if not samples:
+            if not chunk.samples:
                 continue
             self._append(sequence, choices.pop(0))
             if sequence.finished:

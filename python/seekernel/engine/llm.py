@@ -109,6 +109,10 @@ class LLM:
         runs ends with finish_reason "error", and the others go on.
         """
         core = self._live_core()
+        if not isinstance(prompts, str | list | tuple):
+            raise RequestError.expected(
+                "prompts", "a string, token ids, or a list of them", prompts
+            )
         single = isinstance(prompts, str) or (
             len(prompts) > 0 and all(isinstance(item, int) for item in prompts)
         )
@@ -154,7 +158,7 @@ class LLM:
         messages: [{"role": ..., "content": ...}, ...].  template_variables: such as thinking=True.
         Errors: as generate, and ChatTemplateError.
         """
-        single = len(messages) > 0 and isinstance(messages[0], Mapping)
+        single = len(messages) == 0 or isinstance(messages[0], Mapping)
         conversations: Sequence[Any] = [messages] if single else messages
         texts = [
             self.tokenizer.apply_chat_template(conversation, **template_variables)
@@ -248,7 +252,7 @@ class LLM:
             if not prompt:
                 raise RequestError(f"{name}: expected some text, got an empty string")
             ids = self.tokenizer.encode(prompt)
-        elif isinstance(prompt, Sequence) and not isinstance(prompt, bytes):
+        elif isinstance(prompt, list | tuple):
             ids = list(prompt)
         else:
             raise RequestError.expected(name, "a string or token ids", prompt)

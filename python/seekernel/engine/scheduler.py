@@ -11,14 +11,11 @@ from seekernel.engine.request import TokenSequence
 
 @dataclass(frozen=True)
 class Chunk:
-    """The next num_new tokens of a sequence; samples if they are its last ones."""
+    """The next num_new tokens of a sequence; samples: they are its last ones, another follows."""
 
     sequence: TokenSequence
     num_new: int
-
-    @property
-    def samples(self) -> bool:
-        return self.num_new == self.sequence.num_uncached
+    samples: bool
 
 
 class Scheduler:
@@ -56,12 +53,17 @@ class Scheduler:
 
     def schedule(self) -> list[Chunk]:
         """Return the chunks of the next step, at most max_num_tokens tokens; admits what fits."""
-        decodes = [item for item in self._running if item.num_uncached == 1]
-        chunks = [Chunk(item, 1) for item in decodes]
-        budget = self._max_num_tokens - len(chunks)
+        chunks, prefills = [], []
         for item in self._running:
-            if item.num_uncached > 1 and budget > 0:
-                chunks.append(Chunk(item, min(item.num_uncached, budget)))
+            uncached = item.num_uncached
+            if uncached == 1:
+                chunks.append(Chunk(item, 1, True))
+            else:
+                prefills.append((item, uncached))
+        budget = self._max_num_tokens - len(chunks)
+        for item, uncached in prefills:
+            if budget > 0:
+                chunks.append(_chunk(item, uncached, budget))
                 budget -= chunks[-1].num_new
         while self._waiting and budget > 0 and len(self._running) < self._max_running:
             num_pages = pages_for(self._waiting[0].max_cached, self._page_size)
@@ -70,7 +72,7 @@ class Scheduler:
             item = self._waiting.popleft()
             item.pages = self._pool.allocate(num_pages)
             self._running.append(item)
-            chunks.append(Chunk(item, min(item.num_uncached, budget)))
+            chunks.append(_chunk(item, item.num_uncached, budget))
             budget -= chunks[-1].num_new
         return chunks
 
@@ -82,3 +84,7 @@ class Scheduler:
             sequence.pages = []
         elif sequence in self._waiting:
             self._waiting.remove(sequence)
+
+
+def _chunk(sequence: TokenSequence, uncached: int, budget: int) -> Chunk:
+    return Chunk(sequence, min(uncached, budget), uncached <= budget)
