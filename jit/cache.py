@@ -18,6 +18,7 @@ from seekernel.jit.store import (
     MARKER,
     Artifact,
     Damaged,
+    mark_used,
     read_entry,
     remove_entry,
     require_trusted,
@@ -98,6 +99,8 @@ class KernelCache:
             else:
                 if found is not None:
                     logger.debug("%s: found in %s", key, root)
+                    if root == self.root:
+                        mark_used(root / "kernels" / key)
                     return found
         return None
 

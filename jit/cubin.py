@@ -14,6 +14,14 @@ _EM_CUDA = 190
 _SHT_NOBITS = 8
 
 
+def missing_bytes(elf: bytes) -> int:
+    """How many bytes a 64-bit ELF file lacks up to the end of its program headers; 0 for none."""
+    if len(elf) < _ELF_HEADER.size:
+        return _ELF_HEADER.size - len(elf)
+    header = _ELF_HEADER.unpack_from(elf)
+    return max(0, header[5] + header[9] * header[10] - len(elf))
+
+
 def kernel_name(cubin: bytes) -> str:
     """The mangled name of the one kernel in a cubin.
 
@@ -25,6 +33,8 @@ def kernel_name(cubin: bytes) -> str:
     machine, table, entry_size, count, names_index = (header[i] for i in (2, 6, 11, 12, 13))
     if machine != _EM_CUDA:
         raise ArtifactError(f"cubin: expected ELF machine {_EM_CUDA}, got {machine}")
+    if missing_bytes(cubin):
+        raise ArtifactError(f"cubin: {missing_bytes(cubin)} bytes are missing at the end")
     if entry_size != _SECTION.size or table + count * entry_size > len(cubin) or names_index >= count:
         raise ArtifactError(f"cubin: section table of {count} entries does not fit {len(cubin)} bytes")
     sections = [_SECTION.unpack_from(cubin, table + i * entry_size) for i in range(count)]

@@ -12,6 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from seekernel.jit.cubin import missing_bytes
 from seekernel.jit.errors import CompilerMissing
 
 HELP = (
@@ -131,6 +132,9 @@ def compile_program(
         if error:
             return NvrtcResult(b"", "", log, error)
         ptx = bytes(nvrtc.getPTX(program)).rstrip(b"\0").decode()
-        return NvrtcResult(bytes(nvrtc.getCUBIN(program)), ptx, log, "")
+        # CuPy cuts off the last byte, as if it ended a string; in an ELF file it is a zero too, the
+        # top of the last program header's alignment.
+        cubin = bytes(nvrtc.getCUBIN(program))
+        return NvrtcResult(cubin + bytes(missing_bytes(cubin) == 1), ptx, log, "")
     finally:
         nvrtc.destroyProgram(program)

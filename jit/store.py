@@ -111,12 +111,12 @@ def read_entry(folder: Path) -> Artifact | None:
         raise Damaged(f"meta.json: {error!r}") from error
     if hashlib.sha256(cubin).hexdigest() != meta.cubin_sha256:
         raise Damaged("the cubin does not match meta.json")
-    _mark_used(folder / MARKER)
     return Artifact(cubin, meta)
 
 
-def _mark_used(marker: Path) -> None:
-    """Note the time of use for eviction, at most once an hour; a read-only cache stays untouched."""
+def mark_used(folder: Path) -> None:
+    """Note an entry's time of use for eviction, at most once an hour; failing to is no error."""
+    marker = folder / MARKER
     try:
         if time.time() - marker.stat().st_mtime > _TOUCH_AFTER_S:
             os.utime(marker)

@@ -20,9 +20,9 @@ template <int kValue_, int kSpill_ = 0> struct tiny_config {
 template <typename Config>
 __global__ void tiny(float* x, int i) {
   if constexpr (Config::kSpill) {
-    float v[64];
-    for (int j = 0; j < 64; ++j) v[j] = x[j];
-    x[0] = v[i];
+    volatile float v[64];
+    v[i] = 1.f;
+    x[0] = v[2 * i];
   } else {
     x[threadIdx.x] = add_one(Config::kValue);
   }

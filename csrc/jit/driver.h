@@ -16,7 +16,8 @@ using CUlibrary = struct CUlib_st*;
 using CUkernel = struct CUkern_st*;
 using CUstream = struct CUstream_st*;
 
-struct alignas(64) CUtensorMap {
+// cuda.h of CUDA 13 asks for 128 bytes, that of 12 for 64; the device needs 64.
+struct alignas(128) CUtensorMap {
   uint64_t opaque[16];
 };
 
