@@ -72,7 +72,7 @@ GemmResources resources(const GemmConfig& config, int64_t k) {
                         4 * static_cast<int>(k / kBlockK);
   // Final sums and two banks of partial ones, 64 x columns over 128 threads each, and about 40 more.
   result.consumer_registers = 3 * columns / 2 + 40;
-  result.consumer_register_limit = consumers == 1 ? 240 : 232;
+  result.consumer_register_limit = consumers == 1 ? 248 : 232;
   return result;
 }
 
