@@ -30,12 +30,14 @@ class Probe:
         run: launches on a device and returns the output array.
         ulps: how far an fp32 output may be off in units in the last place; 0 means the same bits.
         limit: instead of ulps, the largest |difference| relative to the largest |golden value|.
+        output: how the output is read where a tolerance applies: "f32", or "f16" for packed pairs.
     """
 
     name: str
     run: Callable[[Device], Array]
     ulps: int = 0
     limit: float = 0.0
+    output: str = "f32"
 
     @property
     def family(self) -> str:

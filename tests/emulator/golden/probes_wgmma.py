@@ -173,7 +173,7 @@ def probe(form: Form) -> Probe:
 
     # fp8 sums keep about 14 bits on the chip; 16-bit inputs only lose the order of the sum.
     limit = {"integers": 0.0, "normal": 1e-3, "wide": 2e-3}[form.style]
-    return Probe(form.name, run, limit=limit)
+    return Probe(form.name, run, limit=limit, output="f16" if half else "f32")
 
 
 def _k_major(kind: str) -> list[Form]:
