@@ -67,7 +67,9 @@ def _narrow() -> list[Probe]:
         load = "mov.b32 %f0, %a0;\n"
         for mode in ("rn", "rz", "rn.relu"):
             body = f"cvt.{mode}.{kind}.f32 %h0, %f0;\nmov.b32 %o0, {{%h0, %h0}};"
-            made.append(elementwise(f"convert/{mode}.{kind}.f32", load + body, floats))
+            # Every third of the bf16 inputs: their outputs do not compress.
+            inputs = floats[::3].copy() if kind == "bf16" else floats
+            made.append(elementwise(f"convert/{mode}.{kind}.f32", load + body, inputs))
         both = "mov.b32 %f0, %a0;\nmov.b32 %f1, %a1;\n"
         for mode in ("rn", "rz"):
             body = f"cvt.{mode}.{kind}x2.f32 %o0, %f1, %f0;"

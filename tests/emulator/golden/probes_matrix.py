@@ -140,7 +140,7 @@ def _mma(shape: str, kind: str, a_regs: int, b_regs: int, integers: bool) -> Pro
             *(f"mov.b32 %o{i}, %f{i};" for i in range(4)),
         ]
     )
-    return elementwise(name, body, operands, out_words=4, limit=0.0 if integers else 2e-4)
+    return elementwise(name, body, operands, out_words=4)
 
 
 def probes() -> list[Probe]:

@@ -1,8 +1,8 @@
 """wgmma probes: every shape, type and operand form we use, on random shared-memory images.
 
 The images are random bytes of valid small integers, so whatever element a descriptor means, the sum
-it enters is exact: layouts are compared bit for bit. A few probes on normal values show how the chip
-rounds inside a sum; those carry a limit instead.
+it enters is exact: the probe is about layout alone. A few probes on other values are about how the
+chip aligns and truncates inside a sum; the README of this folder states the rule they follow.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from tests.emulator.launch import Device
 OFFSET_B = 16384
 IMAGE = OFFSET_B + 49152
 SWIZZLE_CODE = {0: 0, 128: 1, 64: 2, 32: 3}
+SMALLEST = {"e4m3": 2.0**-9, "e5m2": 2.0**-16, "bf16": 2.0**-130, "f16": 2.0**-24}
+"""Smallest subnormal of each format (of bf16, one whose products do not all underflow fp32)."""
 K_SIZE = {"e4m3": 32, "e5m2": 32, "bf16": 16, "f16": 16, "tf32": 8}
 
 
@@ -130,7 +132,7 @@ def _ptx(form: Form) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _image(form: Form) -> Array:
+def image_of(form: Form) -> Array:
     """The shared-memory image: A's region, then B's."""
     source = rng(form.name)
     parts = []
@@ -138,6 +140,14 @@ def _image(form: Form) -> Array:
         count = size // (4 if kind == "tf32" else 2 if kind in ("bf16", "f16") else 1)
         if form.style == "integers":
             values = source.integers(-4, 5, count).astype(np.float64)
+        elif form.style == "tiny":
+            # Around the smallest normal: subnormal operands have to be normalised, not flushed.
+            values = source.integers(-15, 16, count) * SMALLEST[kind]
+        elif form.style == "special":
+            values = source.integers(-4, 5, count).astype(np.float64)
+            values[source.integers(0, 200, count) == 0] = np.nan
+            if kind != "e4m3":
+                values[source.integers(0, 200, count) == 0] = np.inf
         elif form.style == "wide":
             # Signed powers of two over the whole exponent range: shows what alignment drops.
             values = np.exp2(source.integers(-9, 9, count)) * source.choice((-1, 1), count)
@@ -162,7 +172,7 @@ def probe(form: Form) -> Probe:
             grid=(1,),
             block=(128,),
             args=(
-                device.buffer(_image(form)),
+                device.buffer(image_of(form)),
                 out,
                 np.uint64(form.a.descriptor(0)),
                 np.uint64(form.b.descriptor(OFFSET_B)),
@@ -171,8 +181,7 @@ def probe(form: Form) -> Probe:
         )
         return out.numpy()
 
-    # fp8 sums keep about 14 bits on the chip; 16-bit inputs only lose the order of the sum.
-    limit = {"integers": 0.0, "normal": 1e-3, "wide": 2e-3}[form.style]
+    limit = 0.0
     return Probe(form.name, run, limit=limit, output="f16" if half else "f32")
 
 
@@ -225,6 +234,14 @@ def _rounding() -> list[Form]:
     forms += [Form(64, "e4m3", "e4m3", style="wide"), Form(64, "e4m3", "e4m3", steps=4, style="wide")]
     forms.append(Form(64, "bf16", "bf16", style="wide"))
     forms.append(Form(64, "f16", "f16", "f16", style="normal"))
+    forms.append(Form(64, "f16", "f16", "f16", steps=4, style="normal"))
+    forms += [Form(64, "e4m3", "e4m3", "f16", steps=2, style="normal"), Form(64, "tf32", "tf32", style="normal")]
+    forms += [Form(64, "e5m2", "e5m2", style="normal"), Form(64, "e5m2", "e4m3", style="wide")]
+    for kind in ("e4m3", "e5m2", "f16"):
+        forms.append(Form(64, kind, kind, style="tiny"))
+        forms.append(Form(64, kind, kind, steps=4, style="tiny", start_value=2.0**-12))
+    for kind in ("e4m3", "e5m2", "bf16", "f16"):
+        forms.append(Form(64, kind, kind, style="special"))
     return forms
 
 
