@@ -74,11 +74,19 @@ class Foreign:
         command += ["--expt-extended-lambda", *(f"-D{define}" for define in self.defines)]
         command += [f"-I{work / 'stand_in'}", *includes, str(source)]
         # One pass of the front end serves both halves: --keep leaves the PTX behind.
-        both = ["-gencode=arch=compute_90a,code=compute_90a", "-shared", "-Xcompiler=-fPIC", "--keep"]
+        both = [
+            "-gencode=arch=compute_90a,code=compute_90a",
+            "-shared",
+            "-Xcompiler=-fPIC",
+            "--keep",
+        ]
         both += [f"--keep-dir={work}", "-o", str(work / "host.so")]
         device = ["-arch=sm_90a", "-ptx", "-o", str(work / f"{source.stem}.ptx")]
         subprocess.run(
-            command + (both if self.has_host else device), check=True, capture_output=True, text=True
+            command + (both if self.has_host else device),
+            check=True,
+            capture_output=True,
+            text=True,
         )
         final.mkdir(parents=True, exist_ok=True)
         for name in (f"{source.stem}.ptx", "host.so"):

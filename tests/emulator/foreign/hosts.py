@@ -33,7 +33,13 @@ SWIZZLES = (Swizzle.NONE, Swizzle.B32, Swizzle.B64, Swizzle.B128)
 
 _POINTER = ctypes.c_void_p
 _ENCODE = ctypes.CFUNCTYPE(
-    ctypes.c_int, _POINTER, ctypes.c_int, ctypes.c_uint, _POINTER, *[_POINTER] * 4, *[ctypes.c_int] * 4
+    ctypes.c_int,
+    _POINTER,
+    ctypes.c_int,
+    ctypes.c_uint,
+    _POINTER,
+    *[_POINTER] * 4,
+    *[ctypes.c_int] * 4,
 )
 
 
@@ -41,7 +47,9 @@ def _array(address: int, kind: type, count: int) -> tuple[int, ...]:
     return tuple((kind * count).from_address(address)) if count else ()
 
 
-def encoder(device: Device, buffers: Sequence[Buffer], errors: list[Exception]) -> Callable[..., int]:
+def encoder(
+    device: Device, buffers: Sequence[Buffer], errors: list[Exception]
+) -> Callable[..., int]:
     """cuTensorMapEncodeTiled in terms of `device`: the address picks the buffer.
 
     Exceptions cannot cross the C frames in between: they are left in `errors`, and 1 is returned.
@@ -85,7 +93,9 @@ def encoder(device: Device, buffers: Sequence[Buffer], errors: list[Exception]) 
     return encode
 
 
-def _fill(device: Device, host: Path, buffers: Sequence[Buffer], *args: object) -> tuple[bytes, list[int]]:
+def _fill(
+    device: Device, host: Path, buffers: Sequence[Buffer], *args: object
+) -> tuple[bytes, list[int]]:
     """Call a host half's fill_params; returns the parameter bytes and the ten launch numbers.
 
     `args` are ctypes values after the callback; the output block and the launch array are appended.
@@ -93,7 +103,9 @@ def _fill(device: Device, host: Path, buffers: Sequence[Buffer], *args: object) 
     errors: list[Exception] = []
     callback = _ENCODE(encoder(device, buffers, errors))
     block, launch = (ctypes.c_uint8 * 8192)(), (ctypes.c_int * 10)()
-    size = ctypes.CDLL(str(host)).fill_params(callback, *args, ctypes.byref(block), ctypes.byref(launch))
+    size = ctypes.CDLL(str(host)).fill_params(
+        callback, *args, ctypes.byref(block), ctypes.byref(launch)
+    )
     if errors:
         raise errors[0]
     if not size:

@@ -1,4 +1,4 @@
-"""Fetch and unpack the PyPI wheels whose headers the foreign kernels are built from.
+"""Fetch and unpack PyPI wheels: the foreign kernels' headers, and CUDA's disassemblers.
 
 Nothing of them is ever committed: they live in the build folder, checked against the digests below.
 """
@@ -30,26 +30,33 @@ class Wheel:
         name, version: as pip knows them.
         sha256: of the file.
         includes: header folders inside the unpacked wheel.
+        programs: executables inside it.
     """
 
     name: str
     version: str
     sha256: str
-    includes: tuple[str, ...]
+    includes: tuple[str, ...] = ()
+    programs: tuple[str, ...] = ()
 
     @property
     def folder(self) -> Path:
         """Where it is unpacked."""
         return CACHE / f"{self.name}-{self.version}"
 
-    def include_flags(self) -> tuple[str, ...]:
-        """-I flags, fetching and unpacking the wheel first if need be.
+    def unpacked(self) -> Path:
+        """The unpacked wheel, fetched first if need be.
 
         Errors: WheelUnavailable where there is no index to fetch it from.
         """
         if not self.folder.exists():
             self._fetch()
-        return tuple(f"-I{self.folder / include}" for include in self.includes)
+        return self.folder
+
+    def include_flags(self) -> tuple[str, ...]:
+        """-I flags of the unpacked wheel; errors as `unpacked`."""
+        root = self.unpacked()
+        return tuple(f"-I{root / include}" for include in self.includes)
 
     def _fetch(self) -> None:
         downloads = CACHE / "wheels"
@@ -67,6 +74,8 @@ class Wheel:
         partial = self.folder.with_suffix(".partial")
         with zipfile.ZipFile(path) as archive:
             archive.extractall(partial)
+        for program in self.programs:
+            (partial / program).chmod(0o755)
         partial.rename(self.folder)
 
 
@@ -76,7 +85,12 @@ CUTLASS = Wheel(
     "f9599ada45c7bcb6bf53f7d3f0a7d154183e53451c01bfa59eecd37dd4a693f6",
     ("cutlass_library/source/include", "cutlass_library/source/tools/util/include"),
 )
-DEEP_GEMM = Wheel("sgl-deep-gemm", "0.1.5", "e5e9f92cdf0515fe878bd81131bc25d2984e00c005824d2932af01a5e0d75261", ("deep_gemm/include",))
+DEEP_GEMM = Wheel(
+    "sgl-deep-gemm",
+    "0.1.5",
+    "e5e9f92cdf0515fe878bd81131bc25d2984e00c005824d2932af01a5e0d75261",
+    ("deep_gemm/include",),
+)
 FLASHINFER = Wheel(
     "flashinfer-python",
     "0.5.3",
@@ -87,4 +101,16 @@ FLASHINFER = Wheel(
         "flashinfer/data/cutlass/tools/util/include",
         "flashinfer/data/spdlog/include",
     ),
+)
+CUOBJDUMP = Wheel(
+    "nvidia-cuda-cuobjdump",
+    "13.5.37",
+    "38780fee50863252a0b8926357faa91615ca1c8346490563f33a06100cd73f58",
+    programs=("nvidia/cu13/bin/cuobjdump",),
+)
+NVDISASM = Wheel(
+    "nvidia-cuda-nvdisasm",
+    "13.5.37",
+    "d3fdbdd49fa53e2e4aacd3db8259d052bd2b049ececdcb69e92e083c6728e7ca",
+    programs=("nvidia/cu13/bin/nvdisasm",),
 )

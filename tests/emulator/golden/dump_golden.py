@@ -15,7 +15,13 @@ from pathlib import Path
 
 import numpy as np
 
-from tests.emulator.golden import probes_alu, probes_convert, probes_matrix, probes_tma, probes_wgmma
+from tests.emulator.golden import (
+    probes_alu,
+    probes_convert,
+    probes_matrix,
+    probes_tma,
+    probes_wgmma,
+)
 from tests.emulator.golden.probe import Array, Probe
 from tests.emulator.launch import Device, KernelFault, LaunchError, open_device
 
@@ -91,7 +97,9 @@ def main() -> int:
     """Command line; exit code 1 when a probe gave no vector."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=VECTORS)
-    parser.add_argument("--family", default="", help="only this one, such as wgmma, in this process")
+    parser.add_argument(
+        "--family", default="", help="only this one, such as wgmma, in this process"
+    )
     parser.add_argument("--skip", nargs="*", default=[], help="probes to leave out")
     options = parser.parse_args()
     if options.family:

@@ -148,10 +148,22 @@ def _approximate() -> list[Probe]:
         limit = 1e-3 if op == "tanh.approx" else 2e-7 if op.startswith("lg2") else 0.0
         made.append(elementwise(f"convert/{op}.f32", body, bits, ulps=ulps, limit=limit))
     pairs = _float_pairs("convert/pairs", 8192)
-    for op in ("add.rn", "mul.rn", "div.rn", "add.rn.ftz", "mul.rn.ftz", "min", "max", "min.NaN", "max.NaN"):
+    for op in (
+        "add.rn",
+        "mul.rn",
+        "div.rn",
+        "add.rn.ftz",
+        "mul.rn.ftz",
+        "min",
+        "max",
+        "min.NaN",
+        "max.NaN",
+    ):
         body = f"mov.b32 %f0, %a0;\nmov.b32 %f1, %a1;\n{op}.f32 %f0, %f0, %f1;\nmov.b32 %o0, %f0;"
         made.append(elementwise(f"convert/{op}.f32", body, pairs))
-    fused = "mov.b32 %f0, %a0;\nmov.b32 %f1, %a1;\nfma.rn.f32 %f0, %f0, %f1, %f1;\nmov.b32 %o0, %f0;"
+    fused = (
+        "mov.b32 %f0, %a0;\nmov.b32 %f1, %a1;\nfma.rn.f32 %f0, %f0, %f1, %f1;\nmov.b32 %o0, %f0;"
+    )
     made.append(elementwise("convert/fma.rn.f32", fused, pairs))
     return made
 

@@ -64,7 +64,10 @@ def _warp_kernel(name: str, declare: str, body: list[str], out_shape: tuple[int,
     def run(device: Device) -> Array:
         out = device.empty(out_shape, np.uint32)
         device.launch(
-            device.load(ptx).function("probe"), grid=(1,), block=(32,), args=(device.buffer(inputs), out)
+            device.load(ptx).function("probe"),
+            grid=(1,),
+            block=(32,),
+            args=(device.buffer(inputs), out),
         )
         return out.numpy()
 
@@ -84,7 +87,10 @@ def _ldmatrix(count: int, trans: str) -> Probe:
 def _stmatrix(count: int, trans: str) -> Probe:
     body = [
         # Registers hold distinct bytes: lane and register number.
-        *(f"mad.lo.u32 %r{i}, %lane, 0x01030507, {0x10203040 * (i + 1) % 2**32};" for i in range(count)),
+        *(
+            f"mad.lo.u32 %r{i}, %lane, 0x01030507, {0x10203040 * (i + 1) % 2**32};"
+            for i in range(count)
+        ),
         f"stmatrix.sync.aligned.m8n8.x{count}{trans}.shared.b16 [%row], {registers('r', count)};",
         "bar.sync 0;",
         "shl.b32 %i, %lane, 4;",

@@ -300,7 +300,9 @@ def probes() -> list[Probe]:
     summed = Tile(ElementType.FLOAT32, (64, 20), (32, 16), (16, 8), Swizzle.B128)
     made += [store_probe(summed, operation) for operation in ("add",)]
     counted = Tile(ElementType.INT32, (64, 20), (32, 16), (48, 8), Swizzle.B128)
-    made += [store_probe(counted, operation) for operation in ("add", "min", "max", "and", "or", "xor")]
+    made += [
+        store_probe(counted, operation) for operation in ("add", "min", "max", "and", "or", "xor")
+    ]
     halves = Tile(ElementType.FLOAT16, (64, 20), (64, 16), (8, 8), Swizzle.B128)
     made += [store_probe(halves, operation) for operation in ("add", "min", "max")]
     return made

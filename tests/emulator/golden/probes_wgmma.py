@@ -214,7 +214,9 @@ def _mn_major(kind: str) -> list[Form]:
         (0, 128, 2048),
     ):
         operand = Operand(leading=leading, stride=stride, swizzle=swizzle, mn_major=True)
-        small = Operand(leading=min(leading, 2048), stride=min(stride, 2048), swizzle=swizzle, mn_major=True)
+        small = Operand(
+            leading=min(leading, 2048), stride=min(stride, 2048), swizzle=swizzle, mn_major=True
+        )
         forms.append(Form(64, kind, kind, b=operand))
         forms.append(Form(8, kind, kind, b=operand))
         forms.append(Form(128, kind, kind, b=operand, from_registers=True))
@@ -229,13 +231,22 @@ def _rounding() -> list[Form]:
     """Normal and wide-range values: what a sum loses inside one instruction and along a chain."""
     forms = []
     for kind in ("e4m3", "bf16", "f16"):
-        forms += [Form(64, kind, kind, style="normal"), Form(64, kind, kind, steps=4, style="normal")]
+        forms += [
+            Form(64, kind, kind, style="normal"),
+            Form(64, kind, kind, steps=4, style="normal"),
+        ]
         forms.append(Form(64, kind, kind, style="normal", start_value=1024.0))
-    forms += [Form(64, "e4m3", "e4m3", style="wide"), Form(64, "e4m3", "e4m3", steps=4, style="wide")]
+    forms += [
+        Form(64, "e4m3", "e4m3", style="wide"),
+        Form(64, "e4m3", "e4m3", steps=4, style="wide"),
+    ]
     forms.append(Form(64, "bf16", "bf16", style="wide"))
     forms.append(Form(64, "f16", "f16", "f16", style="normal"))
     forms.append(Form(64, "f16", "f16", "f16", steps=4, style="normal"))
-    forms += [Form(64, "e4m3", "e4m3", "f16", steps=2, style="normal"), Form(64, "tf32", "tf32", style="normal")]
+    forms += [
+        Form(64, "e4m3", "e4m3", "f16", steps=2, style="normal"),
+        Form(64, "tf32", "tf32", style="normal"),
+    ]
     forms += [Form(64, "e5m2", "e5m2", style="normal"), Form(64, "e5m2", "e4m3", style="wide")]
     for kind in ("e4m3", "e5m2", "f16"):
         forms.append(Form(64, kind, kind, style="tiny"))

@@ -34,6 +34,8 @@ def require_equal(name: str, got: NDArray[Any], want: NDArray[Any]) -> None:
 def require_close(name: str, got: NDArray[Any], want: NDArray[Any], limit: float) -> None:
     """WrongResult unless max |got - want| is finite and within `limit` times max |want|."""
     difference = np.abs(got.astype(np.float64) - want.astype(np.float64))
-    error = float(difference.max() / np.abs(want).max()) if np.isfinite(difference).all() else np.inf
+    error = (
+        float(difference.max() / np.abs(want).max()) if np.isfinite(difference).all() else np.inf
+    )
     if not error <= limit:
         raise WrongResult(name, f"a relative error within {limit:g}", f"{error:g}")

@@ -38,9 +38,7 @@ def fp8_gemm(
     maps = (
         TensorMap(buffer_a, byte, (k, m), (k,), (box_a, 128), swizzle=swizzle_a),
         TensorMap(buffer_b, byte, (k, n), (k,), (128, 128 // cluster), swizzle=Swizzle.B128),
-        TensorMap(
-            d, ElementType.BFLOAT16, (n, m), (2 * n,), (64, 64), swizzle=Swizzle.B128
-        ),
+        TensorMap(d, ElementType.BFLOAT16, (n, m), (2 * n,), (64, 64), swizzle=Swizzle.B128),
     )
     result = device.launch(
         device.load(ptx).function("fp8_gemm"),
@@ -56,7 +54,13 @@ def fp8_gemm(
 
 
 def cp_async_mma(
-    device: Device, ptx: str | Path, *, n: int = 64, k: int = 128, grid_extra: int = 0, seed: int = 0
+    device: Device,
+    ptx: str | Path,
+    *,
+    n: int = 64,
+    k: int = 128,
+    grid_extra: int = 0,
+    seed: int = 0,
 ) -> LaunchResult:
     """Run D = A @ B^T with 16 rows and compare with float64; `grid_extra` CTAs too many is a bug."""
     a, b = random_array((16, k), BF16, seed), random_array((n, k), BF16, seed + 1)
