@@ -31,7 +31,7 @@ def operand(image: Array, kind: str, rows: int, steps: int) -> Array:
     values = raw.view(DTYPES[kind])
     if kind == "tf32":
         values = (values & 0xFFFFE000).view(np.float32)
-    return values.astype(np.float64)
+    return np.asarray(values, np.float64)
 
 
 def fragments_to_rows(out: Array, n: int) -> Array:

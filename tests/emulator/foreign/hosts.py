@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -43,7 +44,7 @@ _ENCODE = ctypes.CFUNCTYPE(
 )
 
 
-def _array(address: int, kind: type, count: int) -> tuple[int, ...]:
+def _array(address: int, kind: Any, count: int) -> tuple[int, ...]:
     return tuple((kind * count).from_address(address)) if count else ()
 
 

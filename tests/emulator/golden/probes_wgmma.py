@@ -139,7 +139,7 @@ def image_of(form: Form) -> Array:
     for kind, size in ((form.kind_a, OFFSET_B), (form.kind_b, IMAGE - OFFSET_B)):
         count = size // (4 if kind == "tf32" else 2 if kind in ("bf16", "f16") else 1)
         if form.style == "integers":
-            values = source.integers(-4, 5, count).astype(np.float64)
+            values: Array = source.integers(-4, 5, count).astype(np.float64)
         elif form.style == "tiny":
             # Around the smallest normal: subnormal operands have to be normalised, not flushed.
             values = source.integers(-15, 16, count) * SMALLEST[kind]

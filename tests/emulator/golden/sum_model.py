@@ -34,7 +34,8 @@ def _exponent(values: Array) -> Array:
 
 def _cut(values: Array, exponent: Array, bits: int) -> Array:
     """Values as whole multiples of 2^(exponent - bits), towards zero, still scaled."""
-    return np.trunc(np.ldexp(values, bits - np.maximum(exponent, -2000)))
+    scaled: Array = np.ldexp(values, bits - np.maximum(exponent, -2000))
+    return np.trunc(scaled)
 
 
 def wgmma_step(acc: Array, a: Array, b: Array, kind: str, to_f16: bool = False) -> Array:
