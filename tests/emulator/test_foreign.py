@@ -8,12 +8,17 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
+from tests.emulator.compile import compile_ptx
 from tests.emulator.foreign import build, hosts
 from tests.emulator.foreign.wheels import WheelUnavailable
-from tests.emulator.launch import Device, open_device
+from tests.emulator.kernels.cases import FOLDER
+from tests.emulator.kernels.run_gemm import fp8_gemm
+from tests.emulator.launch import Array, Device, open_device
 from tests.emulator.schedules import NINE_SCHEDULES
 
 pytestmark = pytest.mark.slow
@@ -69,3 +74,32 @@ def test_foreign_kernel_is_right_on_the_chip(name: str) -> None:
     """The host side that the emulator is fed with is right: the same call works on a GPU."""
     ptx, host = built(name)
     KERNELS[name][1](open_device("gpu"), ptx, host)
+
+
+def _three_gemms(device: Device) -> list[Array]:
+    """The same product by our sample kernel, CUTLASS and DeepGEMM."""
+    shape: dict[str, Any] = {"m": 256, "n": 256, "k": 1024}
+    outputs: list[Array] = []
+    fp8_gemm(device, compile_ptx(FOLDER / "fp8_gemm.cu"), **shape, outputs=outputs)
+    ptx, host = built("cutlass_fp8_cooperative")
+    assert host is not None
+    hosts.cutlass_gemm(device, ptx, host, fp8=True, **shape, alpha=1.0, beta=0.0, outputs=outputs)
+    ptx, _ = built("deep_gemm_fp8")
+    hosts.deep_gemm(device, ptx, **shape, unit_scales=True, outputs=outputs)
+    return outputs
+
+
+def test_three_gemms_agree_bit_for_bit() -> None:
+    """All three promote every 128 of k in the same order, so they are second opinions on each other."""
+    ours, cutlass, deep = (x.view(np.uint16) for x in _three_gemms(open_device("emulator")))
+    assert (ours == cutlass).all()
+    assert (ours == deep).all()
+
+
+@pytest.mark.gpu
+def test_emulator_and_chip_agree_bit_for_bit() -> None:
+    """The whole product, not only one instruction, has the chip's bits."""
+    emulated, real = (_three_gemms(open_device(name)) for name in ("emulator", "gpu"))
+    assert all(
+        (a.view(np.uint16) == b.view(np.uint16)).all() for a, b in zip(emulated, real, strict=True)
+    )

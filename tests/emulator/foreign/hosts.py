@@ -12,6 +12,7 @@ import numpy as np
 from tests.emulator.kernels.compare import BF16, E4M3, WrongResult, random_array, require_close
 from tests.emulator.launch import (
     TENSOR_MAP_BYTES,
+    Array,
     Buffer,
     Device,
     ElementType,
@@ -124,16 +125,19 @@ def cutlass_gemm(
     n: int = 256,
     k: int = 1024,
     num_sms: int = 4,
+    alpha: float = 0.5,
+    beta: float = 2.0,
     seed: int = 0,
+    outputs: list[Array] | None = None,
 ) -> LaunchResult:
-    """D = 0.5 * A @ B^T + 2 * C with one of the CUTLASS kernels."""
+    """D = alpha * A @ B^T + beta * C with a CUTLASS kernel; D is appended to `outputs`."""
     dtype = E4M3 if fp8 else BF16
     a, b = random_array((m, k), dtype, seed), random_array((n, k), dtype, seed + 1)
     c = random_array((m, n), BF16, seed + 2)
     buffers = [device.buffer(x) for x in (a, b, c)] + [device.empty((m, n), BF16)]
     addresses = [ctypes.c_uint64(buffer.address) for buffer in buffers]
     sizes = [ctypes.c_int(x) for x in (m, n, k)]
-    scales = (ctypes.c_float(0.5), ctypes.c_float(2.0), ctypes.c_int(num_sms))
+    scales = (ctypes.c_float(alpha), ctypes.c_float(beta), ctypes.c_int(num_sms))
     block, launch = _fill(device, host, buffers, *addresses, *sizes, *scales)
     result = device.launch(
         device.load(ptx).function("device_kernel"),
@@ -143,8 +147,11 @@ def cutlass_gemm(
         cluster=launch[6:9],
         shared_bytes=launch[9],
     )
-    want = 0.5 * (a.astype(np.float64) @ b.astype(np.float64).T) + 2 * c.astype(np.float64)
-    require_close("cutlass_gemm d", buffers[3].numpy(), want, 4e-3)
+    want = alpha * (a.astype(np.float64) @ b.astype(np.float64).T) + beta * c.astype(np.float64)
+    got = buffers[3].numpy()
+    if outputs is not None:
+        outputs.append(got)
+    require_close("cutlass_gemm d", got, want, 4e-3)
     return result
 
 
@@ -157,13 +164,20 @@ def deep_gemm(
     k: int = 768,
     stages: int = 4,
     cluster: int = 1,
+    unit_scales: bool = False,
     seed: int = 0,
+    outputs: list[Array] | None = None,
 ) -> LaunchResult:
-    """D = sum over k blocks of sfa * sfb * (A @ B^T) with DeepGEMM's persistent kernel (two CTAs)."""
+    """D = sum over k blocks of sfa * sfb * (A @ B^T) with DeepGEMM's persistent kernel (two CTAs).
+
+    With `unit_scales` all scales are 1. D is appended to `outputs`.
+    """
     a, b = random_array((m, k), E4M3, seed), random_array((n, k), E4M3, seed + 1)
     source = np.random.default_rng(seed + 2)
     sfa = source.uniform(0.5, 2, (k // 128, m)).astype(np.float32)
     sfb = source.uniform(0.5, 2, (n // 128, k // 128)).astype(np.float32)
+    if unit_scales:
+        sfa[:], sfb[:] = 1, 1
     d = device.empty((m, n), BF16)
     byte = ElementType.UINT8
     maps = (
@@ -187,7 +201,10 @@ def deep_gemm(
         part = slice(128 * block, 128 * block + 128)
         product = a[:, part].astype(np.float64) @ b[:, part].astype(np.float64).T
         want += sfa[block][:, None] * np.repeat(sfb[:, block], 128)[None, :] * product
-    require_close("deep_gemm d", d.numpy(), want, 4e-3)
+    got = d.numpy()
+    if outputs is not None:
+        outputs.append(got)
+    require_close("deep_gemm d", got, want, 4e-3)
     return result
 
 

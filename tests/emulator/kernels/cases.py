@@ -193,6 +193,8 @@ def _exchange() -> list[Case]:
         _bug("tma_reduce", reduce, "BUG_PLAIN_STORE", "RACE"),
         _bug("tma_reduce", reduce, "BUG_NO_READ_WAIT", "RACE"),
         _bug("tma_reduce", reduce, "BUG_READ_BEFORE_COMPLETION", "RACE"),
+        _bug("tma_reduce", reduce, "BUG_UNALIGNED_COORDINATE", "TENSORMAP MISALIGNED BOUNDS"),
+        _bug("tma_reduce", reduce, "BUG_NEGATIVE_COORDINATE", "TENSORMAP MISALIGNED BOUNDS"),
         _control("bulk_copy", copy),
         _control("bulk_copy", touch, "TOUCH", name="control_touch"),
         _bug("bulk_copy", copy, "BUG_NO_READ_WAIT", "RACE"),

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from tests.emulator.kernels.compare import BF16, E4M3, random_array, require_close, require_equal
-from tests.emulator.launch import Device, ElementType, LaunchResult, Swizzle, TensorMap
+from tests.emulator.launch import Array, Device, ElementType, LaunchResult, Swizzle, TensorMap
 
 FP8_LIMIT = 4e-3
 """bf16 output rounding (2**-9) plus the tensor core's short fp8 sums within one 128-wide k block."""
@@ -25,8 +25,9 @@ def fp8_gemm(
     box_a: int = 128,
     stage_bytes: int = 0,
     seed: int = 0,
+    outputs: list[Array] | None = None,
 ) -> LaunchResult:
-    """Run D = A @ B^T on 128x128 tiles and compare with float64.
+    """Run D = A @ B^T on 128x128 tiles and compare with float64; D is appended to `outputs`.
 
     Args:
         swizzle_a, box_a: the tensor map of A, wrong ones being planted bugs.
@@ -49,7 +50,10 @@ def fp8_gemm(
         shared_bytes=4 * 2 * 128 * 128 + 128 * 128 * 2 + 64 - stage_bytes,
     )
     want = a.astype(np.float64) @ b.astype(np.float64).T
-    require_close("fp8_gemm d", d.numpy(), want, FP8_LIMIT)
+    got = d.numpy()
+    if outputs is not None:
+        outputs.append(got)
+    require_close("fp8_gemm d", got, want, FP8_LIMIT)
     return result
 
 

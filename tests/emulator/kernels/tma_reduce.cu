@@ -5,6 +5,13 @@
 // sums). Values are small integers, so the order of the sums does not matter.
 #include "ptx.cuh"
 
+#ifdef BUG_UNALIGNED_COORDINATE
+constexpr int kX = 1, kY = 0;  // a row of the box must start on a 16-byte boundary of the tensor
+#elif defined(BUG_NEGATIVE_COORDINATE)
+constexpr int kX = 0, kY = -1;  // loads may start outside, stores and reductions may not
+#else
+constexpr int kX = 0, kY = 0;
+#endif
 constexpr int kRows = 16, kColumns = 32, kCount = kRows * kColumns;
 
 extern "C" __global__ void __launch_bounds__(128)
@@ -18,7 +25,7 @@ extern "C" __global__ void __launch_bounds__(128)
   __syncthreads();
 #endif
   if (threadIdx.x == 0) {
-    tma_reduce_add_2d(&map_y, shared_address(tile), 0, 0);
+    tma_reduce_add_2d(&map_y, shared_address(tile), kX, kY);
     bulk_reduce_add_f32(z, shared_address(tile), sizeof(tile));
     bulk_commit_group();
 #ifdef BUG_PLAIN_STORE
