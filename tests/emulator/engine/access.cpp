@@ -16,11 +16,15 @@ void synchronise_location(Machine& machine, Warp& warp, u64 key, bool is_shared,
   auto& table = is_shared ? cluster.locations : machine.global_locations;
   Knowledge& location = table.try_emplace(key, Knowledge(cluster.id)).first->second;
   if (reads) {
-    warp.acquired.join(location);
-    if (acquire) warp.know.join(location);
+    warp.know.heard.join(location.seen);
+    if (acquire) {
+      warp.know.seen.join(location.seen);
+      warp.know.async.join(location.async);
+    }
   }
   if (writes) {
-    location.join(release ? warp.know : warp.released);
+    location.seen.join(release ? warp.know.seen : warp.know.fenced);
+    location.async.join(warp.know.async);
     if (release) warp.tick();
   }
 }

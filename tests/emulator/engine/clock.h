@@ -46,17 +46,21 @@ class Clock {
   std::vector<std::pair<u32, Snapshot>> foreign_;
 };
 
-// What an agent knows through the generic proxy, and which of it the async proxy is sure to see.
-// Only fence.proxy.async moves knowledge from `seen` to `async`.
+// What an agent knows. Barriers pass on all of it, because fences act with what surrounds them:
+// "every thread fences, CTA barrier, one thread signals" publishes the writes of all threads.
 struct Knowledge {
   Knowledge() : Knowledge(0) {}
-  explicit Knowledge(u32 cluster) : seen(cluster), async(cluster) {}
+  explicit Knowledge(u32 cluster) : seen(cluster), async(cluster), fenced(cluster), heard(cluster) {}
   void join(const Knowledge& other) {
     seen.join(other.seen);
     async.join(other.async);
+    fenced.join(other.fenced);
+    heard.join(other.heard);
   }
-  Clock seen;
-  Clock async;
+  Clock seen;    // happened before, for accesses through the generic proxy
+  Clock async;   // the part that the async proxy is sure to see: only fence.proxy.async adds to it
+  Clock fenced;  // the part that a fence has made visible: what relaxed writes publish
+  Clock heard;   // read from relaxed locations: the next fence adds it to `seen`
 };
 
 }  // namespace emulator

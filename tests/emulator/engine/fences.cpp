@@ -8,8 +8,8 @@ namespace {
 // fence, membar: what relaxed reads before it saw becomes known, and what is known now is what
 // relaxed writes after it publish. Scopes are not told apart: a .cta fence counts as .gpu.
 Step fence(Machine&, Warp& warp, const Insn&, u32) {
-  warp.know.join(warp.acquired);
-  warp.released = warp.know;
+  warp.know.seen.join(warp.know.heard);
+  warp.know.fenced.join(warp.know.seen);
   warp.tick();
   return Step::kNext;
 }

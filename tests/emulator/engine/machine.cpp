@@ -101,7 +101,7 @@ std::unique_ptr<Cta> Machine::make_cta(Cluster& cluster, u32 rank, u32 x, u32 y,
     cta->warps.push_back(make_warp(*cta, i));
     Warp& warp = *cta->warps.back();
     warp.first_component = first + i * kNumAgents;
-    warp.know = warp.acquired = warp.released = Knowledge(cluster.id);
+    warp.know = Knowledge(cluster.id);
     warp.know.seen.raise(warp.who(kWarpAgent), warp.now);
     if (floor_grid_ == grid_number_) {
       warp.know.seen.raise(cluster.id << kComponentBits | kPredecessor, 1);

@@ -57,7 +57,7 @@ struct Warp {
   const Insn* barrier_insn = nullptr;  // the named barrier it sleeps at
   u32 last_pc = 0;
 
-  Knowledge know, acquired, released;
+  Knowledge know;
   u32 now = 1;                       // own clock
   std::array<u32, kLanes> synced{};  // own clock up to which a lane is ordered after its peers
 

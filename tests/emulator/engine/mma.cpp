@@ -4,24 +4,53 @@
 
 namespace emulator {
 
-float hopper_sum(const float* products, int count, float accumulator) {
-  int largest = -1000;
-  for (int i = 0; i < count; ++i) {
-    if (!std::isfinite(products[i])) return products[i] + accumulator;
-    if (products[i] != 0) largest = std::max(largest, std::ilogb(products[i]));
+namespace {
+
+constexpr int kZero = -100000;  // below every exponent
+
+// floor(log2|x|), also of subnormals.
+int exponent_of(float x) {
+  const u32 u = bits<u32>(x) & 0x7fffffffu;
+  if (u == 0) return kZero;
+  if (u >= 0x00800000u) return static_cast<int>(u >> 23) - 127;
+  return -118 - __builtin_clz(u);
+}
+
+double scale_of(int exponent) { return bits<double>(static_cast<u64>(exponent + 1023) << 52); }
+
+}  // namespace
+
+double hopper_sum(const float* a, int stride_a, const float* b, int stride_b, int count, float sign,
+                  float accumulator, SumRule rule, bool to_f16) {
+  int top = exponent_of(accumulator);
+  bool finite = std::isfinite(accumulator);
+  for (int k = 0; k < count; ++k) {
+    const float x = a[k * stride_a], y = b[k * stride_b];
+    finite &= std::isfinite(x) && std::isfinite(y);
+    if (x != 0 && y != 0) top = std::max(top, exponent_of(x) + exponent_of(y));
   }
-  if (!std::isfinite(accumulator)) return accumulator;
-  if (accumulator != 0) largest = std::max(largest, std::ilogb(accumulator));
-  if (largest == -1000) return 0.0f;
-  const int scale = kKeptBits - largest;
-  double sum = std::trunc(std::ldexp(static_cast<double>(accumulator), scale));
-  for (int i = 0; i < count; ++i) {
-    sum += std::trunc(std::ldexp(static_cast<double>(products[i]), scale));
+  if (!finite) {
+    float sum = accumulator;
+    for (int k = 0; k < count; ++k) sum += sign * a[k * stride_a] * b[k * stride_b];
+    return std::isnan(sum) ? bits<float>(0x7fffffffu) : sum;
   }
-  if (sum == 0) return 0.0f;
-  const int cut = std::ilogb(sum) - kKeptBits;
-  const double kept = cut > 0 ? std::ldexp(std::trunc(std::ldexp(sum, -cut)), cut) : sum;
-  return static_cast<float>(std::ldexp(kept, -scale));
+  if (top == kZero) return 0.0;
+  // Scaled so that whole numbers are the multiples kept: all sums below are exact in a double.
+  const double up = scale_of(rule.align_bits - top);
+  double sum = std::trunc(static_cast<double>(accumulator) * up);
+  for (int k = 0; k < count; ++k) {
+    sum += std::trunc(static_cast<double>(sign * a[k * stride_a]) *
+                      static_cast<double>(b[k * stride_b]) * up);
+  }
+  if (sum == 0) return 0.0;
+  if (!to_f16) {
+    const int high = static_cast<int>(bits<u64>(sum) >> 52 & 0x7ff) - 1023;
+    if (high > rule.result_bits) {
+      const double step = scale_of(high - rule.result_bits);
+      sum = std::trunc(sum / step) * step;
+    }
+  }
+  return sum * scale_of(top - rule.align_bits);
 }
 
 namespace {
@@ -73,17 +102,15 @@ Step mma(Machine& machine, Warp& warp, const Insn& insn, u32) {
       }
     }
   }
-  const bool fp8 = insn.type == Type::k_e4m3 || insn.type == Type::k_e5m2;
   for (int row = 0; row < kM; ++row) {
     for (int col = 0; col < kN; ++col) {
       if (d_type == Type::k_s32) {
         double sum = c[row][col];
         for (int k = 0; k < k_size; ++k) sum += static_cast<double>(a[row][k]) * b[k][col];
         c[row][col] = sum;
-      } else if (fp8 && machine.options.hopper_accumulate) {
-        float products[kMaxK];
-        for (int k = 0; k < k_size; ++k) products[k] = a[row][k] * b[k][col];
-        c[row][col] = hopper_sum(products, k_size, static_cast<float>(c[row][col]));
+      } else if (machine.options.hopper_accumulate) {
+        c[row][col] = hopper_sum(a[row], 1, &b[0][col], kN, k_size, 1.0f,
+                                 static_cast<float>(c[row][col]), sum_rule(false), num_d == 2);
       } else {
         float sum = 0;
         for (int k = 0; k < k_size; ++k) sum += a[row][k] * b[k][col];
@@ -100,8 +127,8 @@ Step mma(Machine& machine, Warp& warp, const Insn& insn, u32) {
         v = d_type == Type::k_s32 ? static_cast<u32>(static_cast<s64>(x))
                                   : bits<u32>(static_cast<float>(x));
       } else {
-        v = float_to_f16(static_cast<float>(c[g + 8 * r][t * 2])) |
-            static_cast<u32>(float_to_f16(static_cast<float>(c[g + 8 * r][t * 2 + 1]))) << 16;
+        v = double_to_f16(c[g + 8 * r][t * 2]) |
+            static_cast<u32>(double_to_f16(c[g + 8 * r][t * 2 + 1])) << 16;
       }
       warp.reg<u32>(d_ops[r])[l] = v;
     }

@@ -279,7 +279,10 @@ void Machine::report_deadlock() {
     text += format("\n    CTA %u,%u,%u warp %u %s", cta.x, cta.y, cta.z, warp->index,
                    state_text(warp->state));
     for (const Split& split : warp->splits) {
-      text += format(" at %s", program->location(split.pc).c_str());
+      // A warp that sleeps has its counter behind the instruction it sleeps in.
+      const bool slept = warp->state == WarpState::kAtBarrier ||
+                         (warp->state == WarpState::kAtMbarrier && warp->splits.size() == 1);
+      text += format(" at %s", program->location(slept ? warp->last_pc : split.pc).c_str());
       if (split.polled == nullptr || warp->state != WarpState::kAtMbarrier) continue;
       const Mbarrier& b = *split.polled;
       text += format(

@@ -67,7 +67,7 @@ void Shadow::touch_cell(Machine& machine, Cell& cell, u64 offset, bool write, co
   const char* verb = write ? "write" : "read";
   const Access& last = cell.write;
   if (last.value != 0 && !(last.strong && actor.strong)) {
-    if (!machine.ordered(last, actor)) {
+    if (!machine.ordered(last, actor) && !observed(machine, cell, actor)) {
       const char* category = last.grid != machine.grid_number() ? "PDL" : "RACE";
       machine.report(actor.warp, category, last.pc,
                      format("%s%s of %s 0x%llx is not ordered after the %s",
@@ -115,6 +115,22 @@ void Shadow::touch_cell(Machine& machine, Cell& cell, u64 offset, bool write, co
   cell.write = mine;
   cell.read = Access{};
   if (cell.more_reads != 0) readers_[cell.more_reads].clear();
+}
+
+bool Shadow::observed(const Machine& machine, const Cell& cell, const Actor& actor) const {
+  // Coherence: whoever has read a strong write's value by a strong read comes after that write at
+  // this location, even where nothing else of the writer is known. Reads are forgotten at every
+  // write, so those on record have read the last one.
+  if (!cell.write.strong) return false;
+  const auto counts = [&](const Access& read) {
+    return read.value != 0 && read.strong && machine.ordered(read, actor);
+  };
+  if (counts(cell.read)) return true;
+  if (cell.more_reads == 0) return false;
+  for (const Access& read : readers_[cell.more_reads]) {
+    if (counts(read)) return true;
+  }
+  return false;
 }
 
 void Shadow::record_read(Machine& machine, Cell& cell, const Access& mine, const Actor& actor) {

@@ -66,6 +66,7 @@ class Shadow {
                   const char* name);
   void touch_bytes(Machine& machine, Cell& cell, u64 offset, u32 first, u32 last, bool write,
                    const Actor& actor, const char* name);
+  bool observed(const Machine& machine, const Cell& cell, const Actor& actor) const;
   void record_read(Machine& machine, Cell& cell, const Access& access, const Actor& actor);
 
   Cell* cells_;

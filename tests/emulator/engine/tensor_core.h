@@ -13,6 +13,7 @@ inline float decode_element(Type type, u32 raw) {
     case Type::k_e5m2: return kE5m2ToFloat[raw & 255u];
     case Type::k_bf16: return bf16_to_float(static_cast<u16>(raw));
     case Type::k_f16: return f16_to_float(static_cast<u16>(raw));
+    // The hardware ignores the low 13 bits.
     case Type::k_tf32: return bits<float>(raw & 0xffffe000u);
     case Type::k_s8: return static_cast<float>(static_cast<s8>(raw));
     case Type::k_u8: return static_cast<float>(static_cast<u8>(raw));
@@ -20,11 +21,20 @@ inline float decode_element(Type type, u32 raw) {
   }
 }
 
-// A model of Hopper's FP8 accumulation, not the hardware: the products of one instruction and the
-// accumulator are aligned to the largest exponent among them, cut (not rounded) to kKeptBits bits
-// below it, summed exactly, and the sum is cut to the same width again. Public reports put the
-// width near 14 bits. It shows whether a kernel's promotion to fp32 matters.
-inline constexpr int kKeptBits = 13;
-float hopper_sum(const float* products, int count, float accumulator);
+// How Hopper's tensor cores add, found from golden vectors of an H100 and exact on all of them.
+// With e the largest of floor(log2|a_k|) + floor(log2|b_k|) and floor(log2|acc|), zeros left out,
+// every product and the accumulator is cut towards zero to a multiple of 2^(e - align_bits), all are
+// added exactly, and an fp32 result is cut to result_bits of mantissa; f16 is rounded to nearest.
+struct SumRule {
+  int align_bits;
+  int result_bits;
+};
+// wgmma on fp8 keeps 13 bits; everything else, fp8 in mma.sync included, keeps 25 and 23.
+inline SumRule sum_rule(bool short_accumulator) {
+  return short_accumulator ? SumRule{13, 13} : SumRule{25, 23};
+}
+// a and b hold `count` elements, `stride` apart; the result still has to be rounded for f16.
+double hopper_sum(const float* a, int stride_a, const float* b, int stride_b, int count, float sign,
+                  float accumulator, SumRule rule, bool to_f16);
 
 }  // namespace emulator

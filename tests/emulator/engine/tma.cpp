@@ -62,6 +62,12 @@ Tile make_tile(Machine& machine, Warp& warp, const Insn& insn, int lane, std::si
   for (int d = 0; d < rank; ++d) {
     tile.origin[d] = static_cast<s32>(warp.value(insn.ops[first_coordinate + d], lane));
   }
+  // Hopper faults unless the innermost coordinate is a multiple of 16 bytes (seen on an H100).
+  if (tile.origin[0] * static_cast<s64>(tile.element_bytes()) % 16 != 0) {
+    machine.fault(&warp, "TENSORMAP",
+                  format("innermost coordinate %d times %u bytes is not a multiple of 16",
+                         tile.origin[0], tile.element_bytes()));
+  }
   return tile;
 }
 
@@ -150,6 +156,14 @@ Step store(Machine& machine, Warp& warp, const Insn& insn, u32 mask) {
   for (int l = 0; l < kLanes; ++l) {
     if (!has_lane(mask, l)) continue;
     const Tile tile = make_tile(machine, warp, insn, l, 0, 2);
+    for (int d = 0; d < tile.map.rank; ++d) {
+      // Loads fill the outside; stores below zero fault on the chip, in any dimension.
+      if (tile.origin[d] < 0) {
+        machine.fault(&warp, "TENSORMAP", format("store or reduction at coordinate %d of dimension "
+                                                 "%d: negative ones are for loads only",
+                                                 tile.origin[d], d));
+      }
+    }
     const u32 num_bytes = tile.num_bytes();
     const auto where = machine.shared_target(
         warp, static_cast<u32>(warp.address(insn.ops[1], l)), num_bytes, "TMA store");

@@ -76,8 +76,6 @@ class _Splitter:
         if match := _LOC.match(text):
             file = self.files.get(match.group(1), "")
             self.source = f"{file.rsplit('/', 1)[-1]}:{match.group(2)}" if file else ""
-        elif match := _FILE.match(text):
-            self.files[match.group(1)] = match.group(2)
 
     def add(self, kind: str, text: str, line: int) -> None:
         if self.function is not None:
@@ -95,11 +93,15 @@ class _Splitter:
         if text:
             self.add("directive" if text.startswith(".") else "instruction", text, line)
 
-    def open_brace(self, line: int) -> None:
-        head = self.pending.strip()
-        while self.function is not None and (match := _LABEL.match(head)):
+    def take_labels(self) -> None:
+        """Labels end at their colon, so that a .loc line or a block may follow them."""
+        while self.function is not None and (match := _LABEL.match(self.pending.strip())):
             self.add("label", match.group(1), self.pending_line)
-            head = head[match.end() :].strip()
+            self.pending = self.pending.strip()[match.end() :]
+
+    def open_brace(self, line: int) -> None:
+        self.take_labels()
+        head = self.pending.strip()
         if self.operand_depth or (head and self.function is not None):
             self.operand_depth += 1
             self.pending += "{"
@@ -165,6 +167,7 @@ class _Splitter:
             if not self.pending.strip():
                 self.pending, self.pending_line = "", line
             self.pending += f"{rest} "
+            self.take_labels()
 
 
 def _lines(text: str) -> Iterator[tuple[int, str]]:
@@ -177,6 +180,8 @@ def _lines(text: str) -> Iterator[tuple[int, str]]:
 def split_module(text: str) -> ModuleText:
     """Split PTX into functions and module-level directives; PtxError where braces do not match."""
     splitter = _Splitter()
+    # nvcc lists its files at the end, after the .loc lines that refer to them.
+    splitter.files = dict(_FILE.findall(text))
     number = 0
     for number, line in _lines(text):
         if line.startswith(_LINE_DIRECTIVES) and not splitter.pending.strip():
