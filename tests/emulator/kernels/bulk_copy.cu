@@ -37,11 +37,11 @@ extern "C" __global__ void __launch_bounds__(128) bulk_copy(const uint8* x, uint
       bulk_load(smem, x + at, kBytes, bar);
 #endif
     }
-#ifdef BUG_ONE_WAITER
-    // The others see neither the barrier nor a CTA barrier behind it.
-    if (threadIdx.x == 0) mbarrier_wait_parity(bar, turn & 1);
-#else
+#if defined(TOUCH) && !defined(BUG_ONE_WAITER)
     mbarrier_wait_parity(bar, turn & 1);
+#else
+    // Nobody else may wait here: without a CTA barrier thread 0 can run two phases ahead of them.
+    if (threadIdx.x == 0) mbarrier_wait_parity(bar, turn & 1);
 #endif
 #ifdef TOUCH
     for (int i = threadIdx.x; i < kBytes; i += 128) buffer[i] += 1;

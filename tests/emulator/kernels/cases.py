@@ -132,7 +132,7 @@ def _global_and_cluster() -> list[Case]:
     return [
         _control("rms_norm_quantize", norm),
         _bug("rms_norm_quantize", norm, "BUG_NO_SYNC", "RACE UNINIT"),
-        _bug("rms_norm_quantize", norm, "BUG_SHUFFLE_MASK", "DIVERGENCE DEADLOCK"),
+        _bug("rms_norm_quantize", norm, "BUG_SHUFFLE_MASK", f"DIVERGENCE DEADLOCK {WRONG}"),
         _bug("rms_norm_quantize", norm, "BUG_MISALIGNED", "MISALIGNED"),
         _bug("rms_norm_quantize", norm, "BUG_SCALE_UNWRITTEN", WRONG),
         _host_bug("rms_norm_quantize", "grid_too_large", partial(norm, grid_extra=1), "BOUNDS"),
@@ -185,7 +185,7 @@ def _exchange() -> list[Case]:
         _control("named_barriers", named),
         _bug("named_barriers", named, "BUG_COUNT", "DEADLOCK DIVERGENCE RACE"),
         _bug("named_barriers", named, "BUG_WRONG_ID", "DEADLOCK"),
-        _bug("named_barriers", named, "BUG_NO_EMPTY_SYNC", "RACE"),
+        _bug("named_barriers", named, "BUG_NO_EMPTY_SYNC", "RACE DEADLOCK"),
         _bug("named_barriers", named, "BUG_DIVERGENT_SYNC", "DIVERGENCE"),
         _control("tma_reduce", reduce),
         _bug("tma_reduce", reduce, "BUG_NO_PROXY_FENCE", "PROXY"),

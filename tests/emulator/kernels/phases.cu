@@ -31,7 +31,8 @@ extern "C" __global__ void __launch_bounds__(64) phases(const float* x, float* y
       ring[s][lane] = x[c * 32 + lane];
       mbarrier_arrive(full + 8 * s);
 #ifdef BUG_EXTRA_ARRIVE
-      if (lane == 0 && c == 0) mbarrier_arrive(full + 8 * s);
+      // Completes the next phase of this slot, too, with nothing in it.
+      if (c == 0) mbarrier_arrive(full + 8 * s);
 #endif
 #ifdef BUG_REINIT
       if (lane == 0 && c == kSlots) mbarrier_init(full + 8 * s, 32);

@@ -21,14 +21,22 @@ DEVICE uint32 load_relaxed(const uint32* p) {
   return value;
 }
 
+// Publish the CTA's writes and take a ticket. Thread 0 alone: the barrier before has handed it the
+// other threads' writes, its first fence passes them on, its second one receives other CTAs'.
 DEVICE uint32 take_ticket(uint32* counter) {
+#ifndef BUG_NO_FENCE
+  __threadfence();
+#endif
 #ifdef BUG_PLAIN_COUNTER
   const uint32 ticket = *counter;
   *counter = ticket + 1;
-  return ticket;
 #else
-  return atomicAdd(counter, 1u);
+  const uint32 ticket = atomicAdd(counter, 1u);
 #endif
+#ifndef BUG_NO_ACQUIRE_FENCE
+  __threadfence();
+#endif
+  return ticket;
 }
 
 extern "C" __global__ void __launch_bounds__(kColumns)
@@ -42,9 +50,6 @@ extern "C" __global__ void __launch_bounds__(kColumns)
   partial[blockIdx.x * kColumns + column] = sum;
 #endif
 
-#ifndef BUG_NO_FENCE
-  __threadfence();
-#endif
 #ifndef BUG_NO_SYNC
   __syncthreads();
 #endif
@@ -69,9 +74,6 @@ extern "C" __global__ void __launch_bounds__(kColumns)
   if (ticket != 0) return;
 #else
   if (ticket != splits - 1) return;
-#endif
-#ifndef BUG_NO_ACQUIRE_FENCE
-  __threadfence();
 #endif
 #endif
   float total = 0.f;
