@@ -27,7 +27,7 @@ def _load(text: str) -> None:
         ("add.u64 %rd1, %r2, %rd3;", "too narrow"),
         ("mov.pred %r1, %p1;", "wrong kind"),
         ("bra nowhere;", "unknown label"),
-        ("ld.global.v3.u32 {%r1, %r2, %r3}, [%rd0];", "unknown modifier"),
+        ("ld.global.v3.u32 {%r1, %r2, %r3}, [%rd0];", "vector size does not match"),
         ("ld.global.u32 %r1, %rd0;", "expected an address"),
         ("@%r1 mov.u32 %r1, 0;", "no predicate"),
         ("mul.u32 %r1, %r2, %r3;", "lacks .lo, .hi or .wide"),
@@ -65,7 +65,7 @@ def test_unknown_forms_name_line_and_form(statement: str, why: str) -> None:
 def test_broken_text_is_an_error(text: str) -> None:
     """Never a crash, never silence."""
     with pytest.raises(PtxError):
-        _load(text)
+        _load(f".version 8.6\n{text}")
 
 
 def test_nested_scopes_hide_names_and_labels() -> None:

@@ -5,12 +5,6 @@
 namespace emulator {
 namespace {
 
-// Every lane of the warp is ordered after all accesses of its peers.
-void sync_lanes(Warp& warp) {
-  warp.tick();
-  warp.synced.fill(warp.now);
-}
-
 // What barrier.red hands to every lane: a count, or a predicate.
 void write_reduction(Warp& warp, const NamedBarrier& barrier) {
   const Insn& insn = *warp.barrier_insn;
@@ -56,7 +50,7 @@ Step named_barrier(Machine& machine, Warp& warp, const Insn& insn, u32 mask) {
   }
   barrier.expected = static_cast<u32>(count);
   barrier.know.join(warp.know);
-  sync_lanes(warp);
+  warp.sync_lanes(kFullMask);
   barrier.arrived += kLanes;
   if (insn.args[1] != 0) {
     const u32 votes = warp.pred(insn.ops[insn.ops.size() - 2]) & mask;
@@ -73,7 +67,7 @@ Step named_barrier(Machine& machine, Warp& warp, const Insn& insn, u32 mask) {
   if (barrier.arrived == barrier.expected) {
     for (Warp* waiting : barrier.waiting) {
       waiting->know.join(barrier.know);
-      sync_lanes(*waiting);
+      waiting->sync_lanes(kFullMask);
       write_reduction(*waiting, barrier);
       waiting->state = WarpState::kRunnable;
     }
@@ -83,8 +77,6 @@ Step named_barrier(Machine& machine, Warp& warp, const Insn& insn, u32 mask) {
   return Step::kYield;
 }
 
-// Arrivals are release operations and waits acquire even where .relaxed is written: foreign
-// kernels pair barrier.cluster.arrive.relaxed with an explicit fence, which orders the same.
 bool complete_cluster(Cluster& cluster) {
   for (const auto& cta : cluster.ctas) {
     for (const auto& warp : cta->warps) {
@@ -104,15 +96,26 @@ bool complete_cluster(Cluster& cluster) {
   return true;
 }
 
-Step cluster_arrive(Machine& machine, Warp& warp, const Insn&, u32) {
+// args[0]: 1 for .relaxed, which publishes only what a fence has made visible before.
+Step cluster_arrive(Machine& machine, Warp& warp, const Insn& insn, u32) {
   Cluster& cluster = *warp.cta->cluster;
   if (warp.cluster_arrived) {
     machine.fault(&warp, "DIVERGENCE", "barrier.cluster.arrive twice without a wait");
   }
   warp.cluster_arrived = true;
   warp.cluster_phase = cluster.phase + 1;
-  cluster.arriving.join(warp.know);
-  sync_lanes(warp);
+  if (insn.args[0] == 0) {
+    cluster.arriving.join(warp.know);
+  } else {
+    Knowledge published(cluster.id);
+    published.seen.join(warp.know.fenced);
+    published.fenced.join(warp.know.fenced);
+    published.async.join(warp.know.async);
+    // That the CTA runs is known from its arrival alone.
+    published.seen.raise(warp.who(kWarpAgent), 1);
+    cluster.arriving.join(published);
+  }
+  warp.sync_lanes(kFullMask);
   ++machine.progress;
   ++cluster.arrived;
   complete_cluster(cluster);
@@ -130,7 +133,7 @@ Step cluster_wait(Machine& machine, Warp& warp, const Insn&, u32) {
   }
   warp.cluster_phase = 0;
   warp.know.join(cluster.done);
-  sync_lanes(warp);
+  warp.sync_lanes(kFullMask);
   return Step::kYield;
 }
 
@@ -183,6 +186,10 @@ Step dependency_wait(Machine&, Warp& warp, const Insn&, u32) {
 Step launch_dependents(Machine&, Warp&, const Insn&, u32) { return Step::kNext; }
 
 }  // namespace
+
+void wake_cluster_barrier(Cluster& cluster) {
+  if (cluster.arrived != 0) complete_cluster(cluster);
+}
 
 void register_barriers(Registry& r) {
   const auto aligned = Convergence::kAligned;

@@ -33,16 +33,51 @@ bool Machine::ordered(const Access& access, const Actor& actor) const {
       // Copies of one mbarrier phase, or operations of one group, are unordered among themselves.
       return access.value != actor.value || !actor.async;
     }
-    // Lanes of a warp are separate threads: only a warp-level or CTA barrier orders them.
+    // Two lanes that store the same word in one instruction: one of them wins, as CUDA says.
+    if (access.pc == actor.pc && access.value == actor.value) return true;
     if (access.lane == actor.lane && access.lane != kAnyLane) return true;
-    if (actor.lane == kAnyLane) {
-      // stmatrix and ldmatrix act for all lanes: they need a barrier after single lanes' accesses,
-      // but follow each other in program order, as every epilogue relies on.
-      return access.value < actor.warp->synced[0] || access.lane == kAnyLane;
+    const Warp& warp = *actor.warp;
+    // Collective instructions (ldmatrix, stmatrix) and broadcast reads stand for every lane.
+    const u32 lanes_from = actor.lane == kAnyLane ? 0 : actor.lane;
+    const u32 lanes_to = actor.lane == kAnyLane ? kLanes : actor.lane + 1;
+    for (u32 a = lanes_from; a < lanes_to; ++a) {
+      if (access.lane != kAnyLane) {
+        if (a != access.lane && access.value >= warp.synced[a][access.lane]) return false;
+        continue;
+      }
+      for (u32 b = 0; b < kLanes; ++b) {
+        if (a != b && has_lane(warp.started, static_cast<int>(b)) &&
+            has_lane(warp.started, static_cast<int>(a)) && access.value >= warp.synced[a][b]) {
+          return false;
+        }
+      }
     }
-    return access.value < actor.warp->synced[actor.lane];
+    return true;
   }
   return actor.know->seen.get(access.who) >= access.value;
+}
+
+void Warp::sync_lanes(u32 mask) {
+  tick();
+  std::array<u32, kLanes> known{};
+  for (int a = 0; a < kLanes; ++a) {
+    if (!has_lane(mask, a)) continue;
+    for (int b = 0; b < kLanes; ++b) known[b] = std::max(known[b], synced[a][b]);
+  }
+  for (int b = 0; b < kLanes; ++b) {
+    if (has_lane(mask, b)) known[b] = now;
+  }
+  for (int a = 0; a < kLanes; ++a) {
+    if (has_lane(mask, a)) synced[a] = known;
+  }
+}
+
+void Machine::note_remote(const Actor& actor, Cta& target) {
+  if (!options.checks || actor.warp->cta == &target) return;
+  Access& last = target.remote_accesses[actor.who];
+  last.value = actor.value;
+  last.who = actor.who;
+  last.pc = actor.pc;
 }
 
 Actor Machine::actor(Warp& warp, u32 lane, bool strong) const {
@@ -62,6 +97,15 @@ Machine::SharedTarget Machine::shared_target(Warp& warp, u32 address, u32 num_by
                                     what, address, rank - 1, ctas.size()));
     }
     cta = ctas[rank - 1].get();
+    bool started = cta == warp.cta;
+    for (const auto& other : cta->warps) {
+      started |= warp.know.seen.get(other->who(kWarpAgent)) != 0;
+    }
+    if (!started) {
+      report(&warp, "RACE", 0,
+             format("%s: CTA rank %u of the cluster may not have started: no cluster barrier yet",
+                    what, rank - 1));
+    }
     if (cta->warps_done == cta->warps.size()) {
       fault(&warp, "RACE",
             format("%s: the shared memory of CTA rank %u is used after that CTA has exited", what,
@@ -101,6 +145,7 @@ Space Machine::resolve(Warp& warp, Space space, u64& address) {
 u8* Machine::access_shared(Warp& warp, SharedTarget where, u32 num_bytes, bool write,
                            const Actor& actor, const char* what) {
   Cta& cta = *where.cta;
+  note_remote(actor, cta);
   u8* state = cta.shared_state.data() + where.offset;
   if (write) {
     ++cta.shared_version;

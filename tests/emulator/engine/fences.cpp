@@ -28,6 +28,9 @@ Step fence_mbarrier_init(Machine&, Warp& warp, const Insn&, u32) {
   for (const auto& [address, barrier] : warp.cta->mbarriers) {
     if (barrier->init_who == warp.who(kWarpAgent)) barrier->init_fenced = true;
   }
+  // It is a release fence at cluster scope; other writes are not told apart from inits.
+  warp.know.fenced.join(warp.know.seen);
+  warp.tick();
   return Step::kNext;
 }
 

@@ -89,6 +89,7 @@ std::unique_ptr<Cta> Machine::make_cta(Cluster& cluster, u32 rank, u32 x, u32 y,
   cta->cells = {static_cast<Cell*>(std::calloc(used / kBytesPerCell + 1, sizeof(Cell))),
                 std::free};
   cta->shadow.set_cells(cta->cells.get());
+  cta->at_exit = Clock(cluster.id);
   for (NamedBarrier& barrier : cta->barriers) barrier.know = Knowledge(cluster.id);
   const u32 num_warps = (volume(shape.block) + kLanes - 1) / kLanes;
   // Whole warpgroups get components, so that the wgmma component of a warpgroup always exists.
@@ -143,6 +144,7 @@ std::unique_ptr<Warp> Machine::make_warp(Cta& cta, u32 index) {
   if (index * kLanes + kLanes > num_threads) {
     warp->alive = (1u << (num_threads - index * kLanes)) - 1;
   }
+  warp->started = warp->alive;
   Split whole;
   whole.mask = warp->alive;
   warp->splits.push_back(whole);

@@ -49,6 +49,7 @@ struct Warp {
   std::vector<Split> splits;
   std::size_t current = 0;  // the split that is executing
   u32 alive = 0;
+  u32 started = 0;          // lanes that exist at all
   u32 carry = 0;            // the CC register
   WarpState state = WarpState::kRunnable;
   u32 waits_on = 0;         // named barrier
@@ -58,8 +59,10 @@ struct Warp {
   u32 last_pc = 0;
 
   Knowledge know;
-  u32 now = 1;                       // own clock
-  std::array<u32, kLanes> synced{};  // own clock up to which a lane is ordered after its peers
+  u32 now = 2;                       // own clock; 1 is the epoch "has started"
+  // synced[a][b]: the warp's clock up to which lane a is ordered after lane b. Lanes are threads:
+  // only bar.warp.sync and CTA barriers order them.
+  std::array<std::array<u32, kLanes>, kLanes> synced{};
 
   u32 wgmma_groups = 0;              // committed so far
   // Per register word: wgmmas not yet waited for, 0x100 for each that accumulates into it, 1 for
@@ -84,6 +87,8 @@ struct Warp {
   T* reg(const Operand& o) {
     return reinterpret_cast<T*>(banks[o.bank] + o.offset);
   }
+  // Orders the lanes of `mask` after all that any of them has done or been ordered after.
+  void sync_lanes(u32 mask);
   u64 value(const Operand& o, int lane) {
     return o.kind == OperandKind::kReg64 ? reg<u64>(o)[lane] : reg<u32>(o)[lane];
   }
@@ -139,6 +144,9 @@ struct Cta {
   s64 free_registers = 0;
   u64 shared_version = 1;  // counts writes, to keep decoded wgmma operands
   u32 warps_done = 0;
+  Clock at_exit;  // what the warps that have exited knew
+  // The last access of each foreign agent to this CTA's shared memory: it must end before the CTA.
+  std::map<u32, Access> remote_accesses;
 };
 
 struct Cluster {
@@ -151,6 +159,9 @@ struct Cluster {
   std::unordered_map<u64, Knowledge> locations;
   u32 warps_left = 0;
 };
+
+// Completes a cluster barrier that only waited for a warp which has now exited.
+void wake_cluster_barrier(Cluster& cluster);
 
 enum class AsyncKind : u8 { kLoad, kBulkStore, kCpAsync, kWgmma };
 
@@ -219,6 +230,7 @@ class Machine {
   SharedTarget shared_target(Warp& warp, u32 address, u32 num_bytes, const char* what);
   Space resolve(Warp& warp, Space space, u64& address);
   // Checks bounds, alignment, races and definedness; returns where the bytes are.
+  void note_remote(const Actor& actor, Cta& target);
   u8* access_shared(Warp& warp, SharedTarget where, u32 num_bytes, bool write, const Actor& actor,
                     const char* what);
   u8* access_global(Warp& warp, u64 address, u32 num_bytes, bool write, const Actor& actor,
@@ -268,6 +280,7 @@ class Machine {
   void run_warp(Warp& warp, u32 budget);
   bool pick_split(Warp& warp);
   bool ready_to_converge(Warp& warp, const Insn& insn, u32 mask);
+  void finish_warp(Warp& warp);
   void check_registers(Warp& warp, const Insn& insn, u32 mask);
   bool run_due();
   bool run_oldest();

@@ -159,6 +159,7 @@ Step arrive(Machine& machine, Warp& warp, const Insn& insn, u32 mask) {
     if (!has_lane(mask, l)) continue;
     const auto where = target_of(machine, warp, insn.ops[1], l, "mbarrier.arrive");
     Mbarrier& barrier = machine.mbarrier_at(warp, where, "mbarrier.arrive");
+    machine.note_remote(machine.actor(warp), *where.cta);
     // The token names the phase that this arrival belongs to.
     warp.set(insn.ops[0], l, static_cast<u64>(barrier.phase) << 32 | barrier.pending);
     if (expects) {

@@ -184,12 +184,7 @@ void Machine::run_warp(Warp& warp, u32 budget) {
     const Step step = insn.handler(*this, warp, insn, mask);
     if (step == Step::kJumped) {
       if (warp.splits.empty()) {
-        warp.state = WarpState::kDone;
-        ++warp.cta->warps_done;
-        cluster_finished_ |= --warp.cta->cluster->warps_left == 0;
-        if (warp.num_in_flight != 0) {
-          report(&warp, "WGMMA", 0, "the warp exits while a wgmma is in flight");
-        }
+        finish_warp(warp);
         return;
       }
       continue;
@@ -197,6 +192,26 @@ void Machine::run_warp(Warp& warp, u32 budget) {
     if (step == Step::kBlocked) return;
     ++warp.splits[warp.current].pc;
     if (step == Step::kYield) return;
+  }
+}
+
+void Machine::finish_warp(Warp& warp) {
+  warp.state = WarpState::kDone;
+  Cta& cta = *warp.cta;
+  ++cta.warps_done;
+  ++progress;
+  cluster_finished_ |= --cta.cluster->warps_left == 0;
+  if (warp.num_in_flight != 0) {
+    report(&warp, "WGMMA", 0, "the warp exits while a wgmma is in flight");
+  }
+  cta.at_exit.join(warp.know.seen);
+  wake_cluster_barrier(*cta.cluster);
+  if (cta.warps_done != cta.warps.size()) return;
+  for (const auto& [who, access] : cta.remote_accesses) {
+    if (cta.at_exit.get(who) >= access.value) continue;
+    report(&warp, "RACE", access.pc,
+           format("the CTA may exit before another one's access to its shared memory at %s",
+                  program->location(access.pc).c_str()));
   }
 }
 

@@ -10,6 +10,11 @@ std::string who_did(const Machine& machine, const Access& a, bool write) {
                 machine.program->location(a.pc).c_str());
 }
 
+// Strong operations on one location do not race, unless they go through different proxies.
+bool both_strong(const Access& access, const Actor& actor) {
+  return access.strong && actor.strong && access.async == actor.async;
+}
+
 bool covers(const Access& older, const Access& newer) {
   return older.value == 0 || (older.grid == newer.grid && older.who == newer.who &&
                               older.value <= newer.value && older.strong == newer.strong);
@@ -66,7 +71,7 @@ void Shadow::touch_cell(Machine& machine, Cell& cell, u64 offset, bool write, co
                         const char* name) {
   const char* verb = write ? "write" : "read";
   const Access& last = cell.write;
-  if (last.value != 0 && !(last.strong && actor.strong)) {
+  if (last.value != 0 && !both_strong(last, actor)) {
     if (!machine.ordered(last, actor) && !observed(machine, cell, actor)) {
       const char* category = last.grid != machine.grid_number() ? "PDL" : "RACE";
       machine.report(actor.warp, category, last.pc,
@@ -96,7 +101,7 @@ void Shadow::touch_cell(Machine& machine, Cell& cell, u64 offset, bool write, co
     return;
   }
   const auto check_read = [&](const Access& read) {
-    if (read.value == 0 || (read.strong && actor.strong) || machine.ordered(read, actor)) {
+    if (read.value == 0 || both_strong(read, actor) || machine.ordered(read, actor)) {
       return false;
     }
     const char* category = read.grid != machine.grid_number() ? "PDL" : "RACE";

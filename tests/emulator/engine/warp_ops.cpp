@@ -133,10 +133,7 @@ Step elect(Machine&, Warp& warp, const Insn& insn, u32 mask) {
 }
 
 Step bar_warp(Machine&, Warp& warp, const Insn&, u32 mask) {
-  warp.tick();
-  for (int l = 0; l < kLanes; ++l) {
-    if (has_lane(mask, l)) warp.synced[l] = warp.now;
-  }
+  warp.sync_lanes(mask);
   return Step::kNext;
 }
 

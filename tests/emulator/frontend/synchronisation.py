@@ -35,9 +35,10 @@ _REDUCTIONS = {"popc": 1, "and": 2, "or": 3}
 def _barrier(ctx: Context, form: Form, operands: list[str]) -> None:
     """bar and barrier: CTA, warp and cluster level."""
     if form.flag("cluster"):
-        form.flag("aligned", "acquire", "release", "relaxed")
+        form.flag("aligned", "acquire", "release")
+        relaxed = form.flag("relaxed")
         action = form.need({"arrive": "cluster_arrive", "wait": "cluster_wait"}, ".arrive or .wait")
-        ctx.emit(action, [])
+        ctx.emit(action, [], [int(relaxed)])
         return
     if form.flag("warp"):
         form.need({"sync": True}, ".sync")
