@@ -118,7 +118,9 @@ def packages() -> list[str]:
 
 
 def extension() -> CppExtension:
-    sources = [path for folder in ("host", "cpu") for path in (ROOT / "csrc" / folder).glob("*.cpp")]
+    sources = [
+        path for folder in ("host", "cpu") for path in (ROOT / "csrc" / folder).glob("*.cpp")
+    ]
     ext = CppExtension(
         "seekernel._C",
         sorted(str(path.relative_to(ROOT)) for path in sources),
@@ -139,7 +141,9 @@ def jit_extension() -> Extension:
     """seekernel._jit: the launch path of JIT kernels, pybind11 without torch."""
     import pybind11
 
-    sources = [path for folder in ("jit", "heuristics") for path in (ROOT / "csrc" / folder).glob("*.cpp")]
+    sources = [
+        path for folder in ("jit", "heuristics") for path in (ROOT / "csrc" / folder).glob("*.cpp")
+    ]
     ext = Extension(
         "seekernel._jit",
         sorted(str(path.relative_to(ROOT)) for path in sources),

@@ -224,4 +224,3 @@ def _size_and_use(folder: Path) -> tuple[int, float]:
         return size, (marker if marker.exists() else folder).stat().st_mtime
     except OSError:
         return 0, 0.0
-

@@ -28,15 +28,23 @@ def kernel_name(cubin: bytes) -> str:
     Errors: ArtifactError unless it is a whole 64-bit CUDA ELF file with exactly one kernel.
     """
     if len(cubin) < _ELF_HEADER.size or not cubin.startswith(b"\x7fELF\x02\x01"):
-        raise ArtifactError(f"cubin: expected a 64-bit ELF file, got {len(cubin)} bytes {cubin[:8]!r}")
+        raise ArtifactError(
+            f"cubin: expected a 64-bit ELF file, got {len(cubin)} bytes {cubin[:8]!r}"
+        )
     header = _ELF_HEADER.unpack_from(cubin)
     machine, table, entry_size, count, names_index = (header[i] for i in (2, 6, 11, 12, 13))
     if machine != _EM_CUDA:
         raise ArtifactError(f"cubin: expected ELF machine {_EM_CUDA}, got {machine}")
     if missing_bytes(cubin):
         raise ArtifactError(f"cubin: {missing_bytes(cubin)} bytes are missing at the end")
-    if entry_size != _SECTION.size or table + count * entry_size > len(cubin) or names_index >= count:
-        raise ArtifactError(f"cubin: section table of {count} entries does not fit {len(cubin)} bytes")
+    if (
+        entry_size != _SECTION.size
+        or table + count * entry_size > len(cubin)
+        or names_index >= count
+    ):
+        raise ArtifactError(
+            f"cubin: section table of {count} entries does not fit {len(cubin)} bytes"
+        )
     sections = [_SECTION.unpack_from(cubin, table + i * entry_size) for i in range(count)]
     for _, kind, _, _, offset, size, *_ in sections:
         if kind != _SHT_NOBITS and offset + size > len(cubin):

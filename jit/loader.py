@@ -69,7 +69,9 @@ class Jit:
             lock = self._busy.setdefault(spec, threading.Lock())
         with lock:
             if spec not in self._done:
-                self._done[spec] = self.cache.get_or_build(self.key(spec), lambda: self._build(spec))
+                self._done[spec] = self.cache.get_or_build(
+                    self.key(spec), lambda: self._build(spec)
+                )
             return self._done[spec]
 
     def _build(self, spec: KernelSpec) -> Built:

@@ -113,9 +113,7 @@ def identity() -> str:
     return f"nvrtc {_cuda_major()} {_build_id(library)}"
 
 
-def compile_program(
-    source: str, headers: Mapping[str, str], options: Sequence[str]
-) -> NvrtcResult:
+def compile_program(source: str, headers: Mapping[str, str], options: Sequence[str]) -> NvrtcResult:
     """Compile one translation unit whose includes are all in `headers` (path to text)."""
     nvrtc = _binding()
     program = nvrtc.createProgram(

@@ -37,7 +37,9 @@ class KernelSpec:
             raise ValueError(f"KernelSpec.header: expected {_HEADER.pattern}, got {self.header!r}")
         for name, value in self.parameters:
             if type(value) not in (int, bool):
-                raise ValueError(f"KernelSpec.parameters[{name}]: expected int or bool, got {value!r}")
+                raise ValueError(
+                    f"KernelSpec.parameters[{name}]: expected int or bool, got {value!r}"
+                )
 
     @property
     def name(self) -> str:

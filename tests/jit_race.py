@@ -124,7 +124,9 @@ def run_round(folder: Path, seed: int, expected_s: float) -> tuple[list[str], in
         for key, digest in report["digests"].items():
             digests.setdefault(key, set()).add(digest)
     faults += [f"{name} compiled {n} times by survivors" for name, n in compiled.items() if n > 1]
-    faults += [f"{key}: {len(found)} different cubins" for key, found in digests.items() if len(found) > 1]
+    faults += [
+        f"{key}: {len(found)} different cubins" for key, found in digests.items() if len(found) > 1
+    ]
 
     entries = KernelCache(root).entries()
     faults += [f"{entry.key}: torn" for entry in entries if entry.artifact is None]

@@ -237,7 +237,9 @@ def test_owned_by_another_user(tmp_path: Path, mode: int, refused: bool) -> None
     os.chown(tmp_path / "cache", 65534, 65534)
     (tmp_path / "cache").chmod(mode)
     if refused:
-        with pytest.raises(CacheRefused, match="owned by user 65534; 'chmod go-w' it, or set TRTLLM"):
+        with pytest.raises(
+            CacheRefused, match="owned by user 65534; 'chmod go-w' it, or set TRTLLM"
+        ):
             KernelCache(tmp_path / "cache")
     else:
         assert _compiled(tiny_jit(tmp_path / "cache"), tiny_spec(1)) == 0
@@ -316,7 +318,8 @@ def _namespaces_work() -> bool:
 
 @pytest.mark.skipif(not _namespaces_work(), reason="no mount namespaces here")
 @pytest.mark.parametrize(
-    ("options", "mode", "code"), [("size=4k,mode=755", "rw", "ENOSPC"), ("size=1m,mode=755", "ro", "EROFS")]
+    ("options", "mode", "code"),
+    [("size=4k,mode=755", "rw", "ENOSPC"), ("size=1m,mode=755", "ro", "EROFS")],
 )
 def test_full_and_read_only_file_systems(
     tmp_path: Path, options: str, mode: str, code: str

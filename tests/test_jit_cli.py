@@ -102,7 +102,9 @@ def test_precompile_fills_the_cache(cache: Path, tmp_path: Path) -> None:
         ("{}", "expected a field 'hidden_size'"),
     ],
 )
-def test_precompile_refuses_a_bad_checkpoint(tmp_path: Path, text: str | None, message: str) -> None:
+def test_precompile_refuses_a_bad_checkpoint(
+    tmp_path: Path, text: str | None, message: str
+) -> None:
     if text is not None:
         (tmp_path / "config.json").write_text(text)
     done = _run("precompile", "--model_dir", str(tmp_path))

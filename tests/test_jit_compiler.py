@@ -49,7 +49,7 @@ def test_gives_cubin_and_ptx_of_one_kernel(compiler: Compiler) -> None:
 
 def test_a_source_error_shows_the_compilers_output(compiler: Compiler) -> None:
     broken = TINY_HEADERS | {"seekernel/tiny_part.cuh": "#error this one is broken\n"}
-    with pytest.raises(CompileError, match="(?s)tiny<kValue=1>: nv.* failed.*this one is broken"):
+    with pytest.raises(CompileError, match=r"(?s)tiny<kValue=1>: nv.* failed.*this one is broken"):
         compile_kernel(tiny_spec(1), compiler, broken)
 
 
@@ -79,8 +79,12 @@ def test_serialised_wgmma_is_a_build_error(compiler: Compiler) -> None:
 
 
 def test_ignored_setmaxnreg_is_a_fault() -> None:
-    line = "ptxas info : (C7508) Potential Performance Loss: 'setmaxnreg' ignored to maintain minimum"
-    log = f"{line}\n 0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads\nUsed 9 registers"
+    line = (
+        "ptxas info : (C7508) Potential Performance Loss: 'setmaxnreg' ignored to maintain minimum"
+    )
+    log = (
+        f"{line}\n 0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads\nUsed 9 registers"
+    )
     assert read_ptxas(log).faults == (line,)
     with pytest.raises(ArtifactError, match="expected registers and spills"):
         read_ptxas("ptxas info : 0 bytes gmem")
@@ -168,7 +172,7 @@ def test_no_nvcc(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     with pytest.raises(CompilerMissing, match="install the CUDA toolkit"):
         compiler_from_env()
     monkeypatch.setenv("TRTLLM_DG_NVCC_COMPILER", str(tmp_path / "absent"))
-    with pytest.raises(CompilerMissing, match="absent: No such file.*TRTLLM_DG_NVCC_COMPILER"):
+    with pytest.raises(CompilerMissing, match=r"absent: No such file.*TRTLLM_DG_NVCC_COMPILER"):
         compiler_from_env()
 
 
@@ -241,7 +245,9 @@ def test_no_nvrtc_says_what_to_install(tmp_path: Path) -> None:
         "compiler_from_env()\n"
     )
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
-    assert "CompilerMissing: NVRTC: no CuPy here; install CuPy with NVRTC: pip install" in done.stderr
+    assert (
+        "CompilerMissing: NVRTC: no CuPy here; install CuPy with NVRTC: pip install" in done.stderr
+    )
 
 
 def test_nvrtc_identity_is_the_build_id_of_the_loaded_library() -> None:

@@ -11,6 +11,7 @@ import pytest
 from numpy.typing import NDArray
 
 from seekernel import _jit
+from seekernel.jit import StaticCheckError
 from seekernel.jit.compiler import CompiledKernel, Compiler, compile_kernel
 from seekernel.jit.families import kernel_spec
 from seekernel.jit.headers import installed_headers, reached_headers
@@ -73,10 +74,16 @@ def _run(device: Device, kernel: CompiledKernel, config: tuple[int, int, int], m
     slab = min(block_n, 64)
     swizzle_d = {64: Swizzle.B128, 32: Swizzle.B64, 16: Swizzle.B32}[slab]
     maps = (
-        TensorMap(on_device[0], ElementType.UINT8, (k, m), (k,), (128, block_m), swizzle=Swizzle.B128),
-        TensorMap(on_device[1], ElementType.UINT8, (k, n), (k,), (128, block_n), swizzle=Swizzle.B128),
+        TensorMap(
+            on_device[0], ElementType.UINT8, (k, m), (k,), (128, block_m), swizzle=Swizzle.B128
+        ),
+        TensorMap(
+            on_device[1], ElementType.UINT8, (k, n), (k,), (128, block_n), swizzle=Swizzle.B128
+        ),
         TensorMap(on_device[2], ElementType.FLOAT32, (m, k // 128), (m_stride * 4,), (block_m, 1)),
-        TensorMap(on_device[4], ElementType.BFLOAT16, (n, m), (n * 2,), (slab, 64), swizzle=swizzle_d),
+        TensorMap(
+            on_device[4], ElementType.BFLOAT16, (n, m), (n * 2,), (slab, 64), swizzle=swizzle_d
+        ),
     )
     threads, shared_bytes, _, _ = _jit.gemm_resources(_jit.GemmConfig(False, *config), k)
     device.launch(
@@ -121,15 +128,18 @@ def test_fp8_gemm_with_the_sums_of_the_tensor_core() -> None:
 
 
 WRONG, FAULT = AssertionError, KernelFault
-PLANTED = {
+PLANTED: dict[str, tuple[str, str, type[Exception]]] = {
     "one scale for two rows": ("(i & 2 ? high : low)", "low", WRONG),
     "weight scale of block 0": ("P::kScaleB + 4 * block", "P::kScaleB", WRONG),
     "step along K": ("a + 2 * step, b + 2 * step", "a + 2 * step, b", WRONG),
     "output not swizzled": ("(offset ^ mask << 4)", "offset", WRONG),
     "no wait for an empty slot": ("    ptx::mbarrier_wait_parity(smem + P::kEmpty + 8 * slot.stage, slot.parity ^ 1);\n",
                                   "", FAULT),
-    "slot given back early": ("ptx::wgmma_wait_group<1>();\n      promote(total, even, block);",
-                              "promote(total, even, block);", FAULT),
+    "no wait for the product": ("ptx::wgmma_wait_group<1>();\n      promote(total, even, block);",
+                                "promote(total, even, block);", StaticCheckError),
+    "slot given back early": ("    ptx::wgmma_commit_group();\n",
+                              "    ptx::wgmma_commit_group();\n    if (lane == 0) "
+                              "ptx::mbarrier_arrive(smem + P::kEmpty + 8 * slot.stage);\n", FAULT),
     "bytes miscounted": ("expect_tx(full, P::kBytesStage)", "expect_tx(full, P::kBytesA)", FAULT),
     "no fence before the store": ("    ptx::fence_proxy_async_shared();\n", "", FAULT),
     "no barrier before the store": ("    ptx::bar_sync(1 + consumer, 128);\n", "", FAULT),
@@ -143,7 +153,9 @@ def test_planted_bugs_are_seen(bug: str) -> None:
     config = (64, 32, 3)
     with pytest.raises(expected):
         _assert_right(
-            *_run(open_device("emulator"), _kernel("nvrtc", config, (old, new)), config, 67, 40, 1024)
+            *_run(
+                open_device("emulator"), _kernel("nvrtc", config, (old, new)), config, 67, 40, 1024
+            )
         )
 
 

@@ -75,7 +75,11 @@ def test_without_a_driver_everything_says_so() -> None:
 def test_our_declarations_are_those_of_cuda_h(tmp_path: Path) -> None:
     """The driver's interface as we wrote it down, against the toolkit's header."""
     header = Path(nvcc_or_skip().path).resolve().parent.parent / "include"
-    candidates = [header, *Path("/usr/local").glob("cuda*/include"), *header.parent.glob("targets/*/include")]
+    candidates = [
+        header,
+        *Path("/usr/local").glob("cuda*/include"),
+        *header.parent.glob("targets/*/include"),
+    ]
     found = [path for path in candidates if (path / "cuda.h").exists()]
     if not found or shutil.which("c++") is None:
         pytest.skip("no cuda.h or no C++ compiler here")

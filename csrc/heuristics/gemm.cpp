@@ -70,18 +70,19 @@ GemmResources resources(const GemmConfig& config, int64_t k) {
   result.num_threads = 128 * (1 + consumers);
   result.shared_bytes = config.num_stages * (bytes_a + bytes_b + bytes_scales + 2 * 8) + bytes_d +
                         4 * static_cast<int>(k / kBlockK);
-  // Final sums and two banks of partial ones, 64 x columns over 128 threads each, and about 40 more.
+  // Final sums and two banks of partial ones, 64 x columns over 128 threads each, and about 40
+  // more.
   result.consumer_registers = 3 * columns / 2 + 40;
   result.consumer_register_limit = consumers == 1 ? 248 : 232;
   return result;
 }
 
 bool fits(const GemmConfig& config, const GemmShape& shape, const Gpu& gpu) {
-  const bool known =
-      config.swap_ab ? contains(std::begin(kSwapM), std::end(kSwapM), config.block_m) &&
-                           contains(std::begin(kSwapN), std::end(kSwapN), config.block_n)
-                     : contains(std::begin(kWideM), std::end(kWideM), config.block_m) &&
-                           contains(std::begin(kWideN), std::end(kWideN), config.block_n);
+  const bool known = config.swap_ab
+                         ? contains(std::begin(kSwapM), std::end(kSwapM), config.block_m) &&
+                               contains(std::begin(kSwapN), std::end(kSwapN), config.block_n)
+                         : contains(std::begin(kWideM), std::end(kWideM), config.block_m) &&
+                               contains(std::begin(kWideN), std::end(kWideN), config.block_n);
   if (!known || config.num_stages < kMinStages || config.num_stages > kMaxStages) return false;
   const GemmResources need = resources(config, shape.k);
   return need.shared_bytes <= gpu.shared_bytes &&

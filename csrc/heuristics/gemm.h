@@ -43,8 +43,8 @@ GemmResources resources(const GemmConfig& config, int64_t k);
 // Whether the configuration is one that the kernels are written for and fits the GPU.
 bool fits(const GemmConfig& config, const GemmShape& shape, const Gpu& gpu);
 
-// The default rule: few tokens go to the swap kernel. Dense: m < 32. Grouped: expected rows per group
-// < 32, or < 64 on the 78 SMs of an H20, whose tensor cores saturate earlier.
+// The default rule: few tokens go to the swap kernel. Dense: m < 32. Grouped: expected rows per
+// group < 32, or < 64 on the 78 SMs of an H20, whose tensor cores saturate earlier.
 bool prefers_swap(const GemmShape& shape, const Gpu& gpu);
 
 // One measured choice, valid for m in [m_min, m_max] on GPUs with num_sms.

@@ -39,7 +39,8 @@ Driver open_driver() {
   if (result != 0) {
     const char* name = nullptr;
     table.GetErrorName(result, &name);
-    throw std::runtime_error(std::string("CUDA driver: cuInit: ") + (name ? name : "unknown error"));
+    throw std::runtime_error(std::string("CUDA driver: cuInit: ") +
+                             (name ? name : "unknown error"));
   }
   return table;
 }

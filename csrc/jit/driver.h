@@ -1,7 +1,8 @@
 // The part of the CUDA driver's interface that launches need, found at run time.
 //
-// No cuda.h: this must compile where there is no toolkit and load where there is no driver. The types
-// and values below are the driver's binary interface; tests compare them with cuda.h where it exists.
+// No cuda.h: this must compile where there is no toolkit and load where there is no driver. The
+// types and values below are the driver's binary interface; tests compare them with cuda.h where it
+// exists.
 #pragma once
 
 #include <cstddef>

@@ -63,7 +63,8 @@ py::dict describe_last_launch() {
   return result;
 }
 
-// Launches a loaded kernel with plain parameters: one `bytes` each, as the kernel's memory holds them.
+// Launches a loaded kernel with plain parameters: one `bytes` each, as the kernel's memory holds
+// them.
 void launch_bytes(const Kernel& kernel, std::array<unsigned, 3> grid, unsigned shared_bytes,
                   const std::vector<py::bytes>& arguments, uintptr_t stream) {
   // Tensor maps want 64-byte alignment.
@@ -210,7 +211,8 @@ PYBIND11_MODULE(_jit, m) {
            py::arg("pdl") = false)
       .def_property_readonly("num_registers", &Kernel::num_registers)
       .def("launch", &launch_bytes, py::arg("grid"), py::arg("shared_bytes"), py::arg("arguments"),
-           py::arg("stream") = 0, "Launch with one `bytes` per parameter; for tests, not for speed.");
+           py::arg("stream") = 0,
+           "Launch with one `bytes` per parameter; for tests, not for speed.");
   m.def(
       "set_resolver", [](py::object callable) { set_resolver(python_resolver(callable)); },
       py::arg("callable"), "(family, parameters) -> (cubin, symbol), asked once a kernel.");

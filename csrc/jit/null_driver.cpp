@@ -26,10 +26,8 @@ const Driver kNull{
           return *library = some_handle<CUlibrary>(), 0;
         },
     .LibraryUnload = [](CUlibrary) { return 0; },
-    .LibraryGetKernel =
-        [](CUkernel* kernel, CUlibrary, const char*) {
-          return *kernel = some_handle<CUkernel>(), 0;
-        },
+    .LibraryGetKernel = [](CUkernel* kernel, CUlibrary,
+                           const char*) { return *kernel = some_handle<CUkernel>(), 0; },
     .KernelGetAttribute = [](int* value, int, CUkernel, CUdevice) { return *value = 0, 0; },
     .KernelSetAttribute = [](int, int, CUkernel, CUdevice) { return 0; },
     .TensorMapEncodeTiled =

@@ -57,7 +57,8 @@ const Kernel& kernel(const KernelKey& key, const KernelTraits& traits) {
     resolver = registry().resolver;
   }
   if (!resolver) throw std::runtime_error(std::string(key.family) + ": no resolver is set");
-  // Not under the mutex: the resolver runs Python, which may hand the GIL to a thread that launches.
+  // Not under the mutex: the resolver runs Python, which may hand the GIL to a thread that
+  // launches.
   const Cubin cubin = resolver(key);
   auto loaded = std::make_unique<Kernel>(cubin.bytes, cubin.symbol, traits);
   const std::lock_guard lock(registry().mutex);

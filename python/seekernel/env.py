@@ -164,10 +164,14 @@ TRTLLM_DG_NVCC_COMPILER: Variable[Path | None] = Variable(
     "`$CUDA_HOME/bin/nvcc`, else `nvcc` on `PATH`",
 )
 TRTLLM_DG_JIT_PRINT_NVCC_COMMAND = _flag(
-    "TRTLLM_DG_JIT_PRINT_NVCC_COMMAND", False, "Print the command or the NVRTC options of each build."
+    "TRTLLM_DG_JIT_PRINT_NVCC_COMMAND",
+    False,
+    "Print the command or the NVRTC options of each build.",
 )
 TRTLLM_DG_PTXAS_VERBOSE = _flag(
-    "TRTLLM_DG_PTXAS_VERBOSE", False, "Print registers, spills and barriers of each build (ptxas -v)."
+    "TRTLLM_DG_PTXAS_VERBOSE",
+    False,
+    "Print registers, spills and barriers of each build (ptxas -v).",
 )
 VARIABLES: tuple[Variable[object], ...] = tuple(
     value for value in globals().values() if isinstance(value, Variable)
