@@ -1,5 +1,6 @@
 // Vectors of floats for the ISA being compiled: included once per ISA translation unit, inside
-// namespace seekernel::cpu::SEEKERNEL_ISA, after the target pragma. Only what several kernels share.
+// namespace seekernel::cpu::SEEKERNEL_ISA, after the target pragma. Only what several kernels
+// share.
 //
 // Everything here is static inline in the ISA's own namespace: a function that the linker could
 // merge with another ISA's copy would bring AVX2 code into the baseline.
