@@ -104,7 +104,7 @@ class LatentAttention:
             q_latent = x.new_empty(batch.num_tokens, rank)
         ops.mla_prepare(
             qkv_a, self.q_a_layernorm, self.kv_a_layernorm, batch.positions, cos_sin, batch.slots,
-            LATENT_NORM_EPS, kv_cache, q_latent,
+            LATENT_NORM_EPS, q_latent=q_latent, kv_cache=kv_cache,
         )  # fmt: skip
         q = self.q_proj(x if q_latent is None else q_latent)
         return q.view(batch.num_tokens, self.config.num_attention_heads, self.config.qk_head_dim)
@@ -125,9 +125,10 @@ class LatentAttention:
     def _naive(self, q: Tensor, segment: Segment, kv_cache: Tensor, out: Tensor) -> None:
         """Attend over keys and values expanded from the latents of all cached and new tokens."""
         config = self.config
-        latent = q.new_empty(segment.num_kv, config.kv_lora_rank)
-        k_pe = q.new_empty(segment.num_kv, config.qk_rope_head_dim)
-        ops.mla_gather_latent(kv_cache, segment.block_table, segment.cu_seqlens_kv, latent, k_pe)
+        latent, k_pe = ops.mla_gather_latent(
+            kv_cache, segment.block_table, segment.cu_seqlens_kv, segment.num_kv,
+            config.kv_lora_rank, dtype=q.dtype,
+        )  # fmt: skip
         kv = self.kv_b_proj(latent).view(segment.num_kv, config.num_attention_heads, -1)
         ops.mla_prefill(
             q, kv, k_pe, segment.cu_seqlens_q, segment.cu_seqlens_kv, config.softmax_scale,
