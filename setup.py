@@ -12,10 +12,12 @@ import site
 import subprocess
 import sys
 import sysconfig
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-from setuptools import find_packages, setup
+from setuptools import Extension, find_packages, setup
 
 # pip's build isolation hides the environment it installs into: build against the torch that will be
 # used, and only where there is none let the build fetch one.
@@ -36,76 +38,84 @@ MIN_CUDA = (12, 3)
 COMMON_FLAGS = [f"-DTORCH_TARGET_VERSION={TORCH_TARGET_VERSION}", f"-ffile-prefix-map={ROOT}/="]
 
 
-def find_nvcc() -> str | None:
-    """Return the nvcc to use, or None for a build without CUDA."""
+@dataclass(frozen=True)
+class CudaToolkit:
+    nvcc: str
+    version: str
+    library_dir: Path  # of libcudart_static.a
+
+
+def find_toolkit() -> CudaToolkit | str:
+    """Return the CUDA toolkit to use, or why the build goes without one."""
     wanted = os.environ.get("SEEKERNEL_CUDA", "auto")
     if wanted not in ("0", "1", "auto"):
         raise SystemExit(f"SEEKERNEL_CUDA: expected 0, 1 or auto, got {wanted!r}")
     if wanted == "0":
-        return None
+        return "SEEKERNEL_CUDA=0"
+    found = probe_toolkit()
+    if wanted == "1" and isinstance(found, str):
+        raise SystemExit(f"SEEKERNEL_CUDA=1: {found}")
+    return found
+
+
+def probe_toolkit() -> CudaToolkit | str:
     home = os.environ.get("CUDA_HOME")
     nvcc = shutil.which("nvcc", path=f"{home}/bin" if home else None) or shutil.which("nvcc")
-    if nvcc is None and wanted == "1":
-        raise SystemExit("SEEKERNEL_CUDA=1: no nvcc on PATH or in CUDA_HOME/bin")
-    return nvcc
-
-
-def cuda_version(nvcc: str) -> tuple[int, int]:
-    text = subprocess.run([nvcc, "--version"], check=True, capture_output=True, text=True).stdout
+    if nvcc is None:
+        return "no nvcc on PATH or in CUDA_HOME/bin"
+    text = subprocess.run([nvcc, "--version"], capture_output=True, text=True).stdout
     match = re.search(r"release (\d+)\.(\d+)", text)
     if match is None:
-        raise SystemExit(f"cannot read a version from '{nvcc} --version': {text!r}")
-    return int(match[1]), int(match[2])
-
-
-def cuda_library_dir(nvcc: str) -> Path:
-    """Find libcudart_static.a beside the nvcc that compiles (its dry run names its own root)."""
-    dry_run = subprocess.run(
-        [nvcc, "--dryrun", "-x", "cu", os.devnull, "-o", os.devnull], capture_output=True, text=True
-    ).stderr
-    match = re.search(r"^#\$ TOP=(.*)$", dry_run, re.MULTILINE)
-    top = Path(match[1]) if match else Path(nvcc).resolve().parent.parent
-    for candidate in (top / "lib64", top / "lib", top / "targets/x86_64-linux/lib"):
-        if (candidate / "libcudart_static.a").exists():
-            return candidate
-    raise SystemExit(f"libcudart_static.a not found under {top}")
+        return f"cannot read a version from '{nvcc} --version'"
+    if (int(match[1]), int(match[2])) < MIN_CUDA:
+        return f"{nvcc}: expected CUDA >= {MIN_CUDA[0]}.{MIN_CUDA[1]}, got {match[1]}.{match[2]}"
+    # The dry run names the toolkit's own root, which may not be where a wrapper script lies.
+    command = [nvcc, "--dryrun", "-x", "cu", os.devnull, "-o", os.devnull]
+    dry_run = subprocess.run(command, capture_output=True, text=True).stderr
+    root = re.search(r"^#\$ TOP=(.*)$", dry_run, re.MULTILINE)
+    top = Path(root[1]) if root else Path(nvcc).resolve().parent.parent
+    for folder in (top / "lib64", top / "lib", top / "targets/x86_64-linux/lib"):
+        if (folder / "libcudart_static.a").exists():
+            return CudaToolkit(nvcc, f"{match[1]}.{match[2]}", folder)
+    return f"libcudart_static.a not found under {top}"
 
 
 class Build(BuildExtension):
     """BuildExtension that also compiles csrc/host/*.cu; no torch CUDA headers are needed for that."""
 
     def build_extensions(self) -> None:
-        nvcc = find_nvcc()
-        sources = sorted((ROOT / "csrc" / "host").rglob("*.cu"))
-        if nvcc is None or not sources:
-            summary = "CPU kernels only (no nvcc)" if nvcc is None else "CPU kernels only"
+        toolkit = find_toolkit()
+        if isinstance(toolkit, str):
+            summary = f"CPU kernels only ({toolkit})"
         else:
-            version = cuda_version(nvcc)
-            if version < MIN_CUDA:
-                raise SystemExit(f"nvcc: expected CUDA >= {MIN_CUDA}, got {version}")
+            sources = sorted((ROOT / "csrc" / "host").rglob("*.cu"))
             extension = self.extensions[0]
-            extension.extra_objects += [str(self.compile_cuda(nvcc, path)) for path in sources]
-            extension.extra_link_args += [
-                f"-L{cuda_library_dir(nvcc)}",
-                *("-lcudart_static", "-lpthread", "-ldl", "-lrt"),
-            ]
-            text = f"{version[0]}.{version[1]}"
-            extension.extra_compile_args["cxx"].append(f'-DSEEKERNEL_CUDA_VERSION="{text}"')
-            summary = f"CPU kernels and CUDA {text} kernels for sm_90a"
+            with ThreadPoolExecutor(int(os.environ["MAX_JOBS"])) as pool:
+                objects = pool.map(lambda path: self.compile_cuda(toolkit.nvcc, path), sources)
+                extension.extra_objects += [str(path) for path in objects]
+            libraries = ("-lcudart_static", "-lpthread", "-ldl", "-lrt")
+            extension.extra_link_args += [f"-L{toolkit.library_dir}", *libraries]
+            define = f'-DSEEKERNEL_CUDA_VERSION="{toolkit.version}"'
+            extension.extra_compile_args["cxx"].append(define)
+            summary = f"CPU kernels and CUDA {toolkit.version} kernels for sm_90a"
         super().build_extensions()
         print(f"seekernel: built {summary}", file=sys.stderr)
 
     def compile_cuda(self, nvcc: str, source: Path) -> Path:
         target = Path(self.build_temp).resolve() / source.relative_to(ROOT).with_suffix(".cu.o")
-        inputs = [source, *(ROOT / "csrc").rglob("*.h"), *(ROOT / "csrc").rglob("*.cuh")]
+        inputs = [source, Path(__file__)]
+        inputs += [path for kind in ("*.h", "*.cuh") for path in (ROOT / "csrc").rglob(kind)]
         if target.exists() and target.stat().st_mtime > max(p.stat().st_mtime for p in inputs):
             return target
         target.parent.mkdir(parents=True, exist_ok=True)
-        includes = [f"-I{path}" for path in self.extensions[0].include_dirs]
-        host_flags = ["-fPIC", "-fvisibility=hidden", *COMMON_FLAGS[1:]]
-        flags = ["-std=c++20", "-O3", "-lineinfo", COMMON_FLAGS[0], "-DUSE_CUDA", CUDA_ARCH]
-        command = [nvcc, *flags, *includes, "-Xcompiler", ",".join(host_flags), "-c", str(source)]
-        subprocess.run([*command, "-o", str(target)], check=True)
+        flags = ["-std=c++20", "-O3", "-lineinfo", "-Werror", "all-warnings", "-DUSE_CUDA"]
+        flags += [COMMON_FLAGS[0], CUDA_ARCH, "-Xcompiler", "-fPIC,-fvisibility=hidden"]
+        folders = ["csrc/include", *self.extensions[0].include_dirs]
+        command = [nvcc, *flags, *(f"-I{os.path.relpath(path, ROOT)}" for path in folders)]
+        # Relative to ROOT, because nvcc splits what it hands on at the spaces and commas of a path.
+        command += ["-c", str(source.relative_to(ROOT)), "-o", str(target)]
+        if subprocess.run(command, cwd=ROOT).returncode != 0:
+            raise SystemExit(f"{nvcc} failed on {source}; SEEKERNEL_CUDA=0 builds without CUDA")
         return target
 
 
@@ -118,7 +128,9 @@ def packages() -> list[str]:
 
 
 def extension() -> CppExtension:
-    sources = [path for folder in ("host", "cpu") for path in (ROOT / "csrc" / folder).glob("*.cpp")]
+    sources = [
+        path for folder in ("host", "cpu") for path in (ROOT / "csrc" / folder).glob("*.cpp")
+    ]
     ext = CppExtension(
         "seekernel._C",
         sorted(str(path.relative_to(ROOT)) for path in sources),
@@ -135,6 +147,26 @@ def extension() -> CppExtension:
     return ext
 
 
+def jit_extension() -> Extension:
+    """seekernel._jit: the launch path of JIT kernels, pybind11 without torch."""
+    import pybind11
+
+    sources = [
+        path for folder in ("jit", "heuristics") for path in (ROOT / "csrc" / folder).glob("*.cpp")
+    ]
+    ext = Extension(
+        "seekernel._jit",
+        sorted(str(path.relative_to(ROOT)) for path in sources),
+        include_dirs=[str(ROOT / "csrc"), pybind11.get_include()],
+        language="c++",
+        libraries=["dl"],
+    )
+    ext.extra_compile_args = {
+        "cxx": ["-std=c++20", "-O3", "-fvisibility=hidden", "-Wall", "-Wextra", COMMON_FLAGS[1]]
+    }
+    return ext
+
+
 os.environ.setdefault("MAX_JOBS", str(os.cpu_count() or 1))
 setup(
     package_dir={"": "python"} | {f"seekernel.{name}": name for name in GRAFTS},
@@ -144,7 +176,7 @@ setup(
         "seekernel.csrc": ["**/*.cuh", "**/*.h", "**/*.cu", "**/*.inl"],
         "seekernel.model.demo": ["checkpoint/*"],
     },
-    ext_modules=[extension()],
+    ext_modules=[extension(), jit_extension()],
     cmdclass={"build_ext": Build.with_options(use_ninja=True)},
     options={"bdist_wheel": {"py_limited_api": "cp310"}},
 )

@@ -25,9 +25,9 @@ def assert_error_within(got: Tensor, want: Tensor, naive: Tensor, factor: float 
     finite = torch.isfinite(want)
     assert torch.equal(finite, torch.isfinite(got)), "finite values in other places than the truth"
     special = ~finite
-    assert torch.equal(
-        torch.nan_to_num(got[special].double()), torch.nan_to_num(want[special])
-    ), "infinities or NaNs differ from the truth"
+    assert torch.equal(torch.nan_to_num(got[special].double()), torch.nan_to_num(want[special])), (
+        "infinities or NaNs differ from the truth"
+    )
     if not finite.any():
         return
     truth = want[finite].double()

@@ -99,10 +99,21 @@ def test_rejects() -> None:
     assert_rejects(
         "rms_norm: weight: expected shape [n=16], got shape [15]", ops.rms_norm, x, weight[:15], EPS
     )
-    assert_rejects("rms_norm: x: expected dtype float32 or bfloat16", ops.rms_norm, x.half(), weight, EPS)
-    assert_rejects("x: expected stride 1 in the last dim", ops.rms_norm, torch.randn(16, 3).t(), weight, EPS)
+    assert_rejects(
+        "rms_norm: x: expected dtype float32 or bfloat16", ops.rms_norm, x.half(), weight, EPS
+    )
+    assert_rejects(
+        "x: expected stride 1 in the last dim", ops.rms_norm, torch.randn(16, 3).t(), weight, EPS
+    )
     assert_rejects("out: expected dtype float32 as x", ops.rms_norm, x, weight, EPS, x.bfloat16())
     assert_rejects(
-        "add_rms_norm: residual: expected shape [m=3, n=16]", ops.add_rms_norm, x, x[:2], weight, EPS
+        "add_rms_norm: residual: expected shape [m=3, n=16]",
+        ops.add_rms_norm,
+        x,
+        x[:2],
+        weight,
+        EPS,
     )
-    assert_rejects("silu_mul: x: expected shape [m=3, 16]", ops.silu_mul, x[:, :15], torch.empty(3, 8))
+    assert_rejects(
+        "silu_mul: x: expected shape [m=3, 16]", ops.silu_mul, x[:, :15], torch.empty(3, 8)
+    )

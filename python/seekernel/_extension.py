@@ -6,7 +6,7 @@ import os
 # soon, instead of spinning against whoever holds the other one.
 os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 
-import torch  # noqa: E402
+import torch
 
 try:
     from seekernel import _C

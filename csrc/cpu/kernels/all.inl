@@ -1,17 +1,32 @@
-// Every kernel family, compiled for one ISA: included by isa_baseline.cpp, isa_avx2.cpp, isa_avx512.cpp.
+// Every kernel family, compiled for one ISA: included by isa_baseline.cpp, isa_avx2.cpp,
+// isa_avx512.cpp.
 namespace seekernel::cpu::SEEKERNEL_ISA {
 
 #include "cpu/kernels/vec.h"
 //
 #include "cpu/kernels/gemm_expand.inl"
 #include "cpu/kernels/gemm_tile.inl"
+#include "cpu/kernels/moe.inl"
 //
 #include "cpu/kernels/gemm.inl"
 #include "cpu/kernels/norm.inl"
+#include "cpu/kernels/quantize.inl"
+//
+#include "cpu/kernels/mla_prepare.inl"
+//
+#include "cpu/kernels/attention_panel.inl"
+//
+#include "cpu/kernels/attention.inl"
 
 const KernelTable kTable = {
     .norm = {rms_norm, silu_mul},
+    .quantize = {quantize_fp8_1x128, quantize_fp8_128x128, dequantize_fp8_128x128},
+    .moe = {moe_gate, moe_finalize},
     .gemm = {gemm_pack, gemm_run, kScratchFloats, kMaxRows},
+    .mla_prepare = {mla_prepare, rope_interleaved, mla_gather_latent},
+    .attention = {kRowsPerPanel, kPrefillQueries, partial_size, decode_scratch_size,
+                  prefill_scratch_size, mla_decode_chunk, mla_decode_merge, mla_decode_finish,
+                  mla_prefill_block},
 };
 
 }  // namespace seekernel::cpu::SEEKERNEL_ISA

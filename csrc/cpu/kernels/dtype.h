@@ -11,7 +11,8 @@ struct bfloat16 {
   uint16_t bits;
 };
 
-// e4m3fn: 1 sign, 4 exponent (bias 7), 3 mantissa bits; 0x7f and 0xff are NaN, there is no infinity.
+// e4m3fn: 1 sign, 4 exponent (bias 7), 3 mantissa bits; 0x7f and 0xff are NaN, there is no
+// infinity.
 struct float8_e4m3 {
   uint8_t bits;
 };

@@ -6,7 +6,7 @@
 namespace seekernel::cpu {
 
 struct RmsNormArgs {
-  Dtype dtype;         // of x, residual and out
+  Dtype dtype;  // of x, residual and out
   Dtype weight_dtype;
   int64_t n;
   int64_t stride_x_m;  // elements

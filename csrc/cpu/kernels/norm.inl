@@ -1,4 +1,26 @@
-// rms_norm, add_rms_norm, silu_mul: one pass to reduce, one to write; a row never leaves its thread.
+// rms_norm, add_rms_norm, silu_mul: one pass to reduce, one to write; a row never leaves its
+// thread.
+
+// Four sums side by side: a shorter chain to wait for, and a quarter of the rounding where vectors
+// are narrow (one sum of 7168 squares in four lanes was off by 4 units in the last place).
+template <class T>
+SEEKERNEL_INLINE float sum_of_squares(const T* x, int64_t n) {
+  vfloat sums[4] = {};
+  int64_t i = 0;
+  for (; i + 4 * kWidth <= n; i += 4 * kWidth) {
+    for (int j = 0; j < 4; ++j) {
+      const vfloat v = load(x + i + j * kWidth);
+      sums[j] += v * v;
+    }
+  }
+  for (; i + kWidth <= n; i += kWidth) {
+    const vfloat v = load(x + i);
+    sums[0] += v * v;
+  }
+  float tail = 0.0f;
+  for (; i < n; ++i) tail += to_float(x[i]) * to_float(x[i]);
+  return reduce_add((sums[0] + sums[1]) + (sums[2] + sums[3])) + tail;
+}
 
 template <class T, class W>
 static void rms_norm_rows(const RmsNormArgs& args, int64_t row_begin, int64_t row_end) {
@@ -9,8 +31,6 @@ static void rms_norm_rows(const RmsNormArgs& args, int64_t row_begin, int64_t ro
     const T* x = static_cast<const T*>(args.x) + row * args.stride_x_m;
     T* out = static_cast<T*>(args.out) + row * args.stride_out_m;
     const T* source = x;
-    vfloat squares{};
-    float tail = 0.0f;
     if (args.residual != nullptr) {
       T* residual = static_cast<T*>(args.residual) + row * args.stride_residual_m;
       source = residual;
@@ -21,12 +41,7 @@ static void rms_norm_rows(const RmsNormArgs& args, int64_t row_begin, int64_t ro
         store_one(residual + i, to_float(residual[i]) + to_float(x[i]));
       }
     }
-    for (int64_t i = 0; i < n_vector; i += kWidth) {
-      const vfloat v = load(source + i);
-      squares += v * v;
-    }
-    for (int64_t i = n_vector; i < n; ++i) tail += to_float(source[i]) * to_float(source[i]);
-    const float mean = (reduce_add(squares) + tail) / static_cast<float>(n);
+    const float mean = sum_of_squares(source, n) / static_cast<float>(n);
     const float inverse = 1.0f / __builtin_sqrtf(mean + args.eps);
     for (int64_t i = 0; i < n_vector; i += kWidth) {
       store(out + i, load(source + i) * inverse * load(weight + i));

@@ -2,14 +2,22 @@
 // Each kernel is written once, in <family>.inl, over the vectors of vec.h, and compiled per ISA.
 #pragma once
 
+#include "cpu/kernels/attention.h"
 #include "cpu/kernels/gemm.h"
+#include "cpu/kernels/mla_prepare.h"
+#include "cpu/kernels/moe.h"
 #include "cpu/kernels/norm.h"
+#include "cpu/kernels/quantize.h"
 
 namespace seekernel::cpu {
 
 struct KernelTable {
   NormKernels norm;
+  QuantizeKernels quantize;
+  MoeKernels moe;
   GemmKernels gemm;
+  MlaPrepareKernels mla_prepare;
+  AttentionKernels attention;
 };
 
 namespace baseline {

@@ -4,6 +4,14 @@ Each function takes the arguments of its namesake in seekernel.ops, and `dtype`,
 precision: float64 is the truth, bfloat16 the naive low-precision version that sets error budgets.
 """
 
+from seekernel.reference.attention import (
+    attention,
+    mla_decode,
+    mla_gather_latent,
+    mla_prefill,
+    mla_prepare,
+    rope_interleaved,
+)
 from seekernel.reference.gemm import (
     bmm_nt,
     fp8_bmm_nt,
@@ -15,11 +23,20 @@ from seekernel.reference.gemm import (
     grouped_gemm_swiglu_nt,
     router_gemm,
 )
+from seekernel.reference.moe import moe_choices, moe_finalize, moe_gate, moe_plan
 from seekernel.reference.norm import add_rms_norm, rms_norm, silu_mul
+from seekernel.reference.quantize import (
+    dequantize_fp8_128x128,
+    quantize_fp8_1x128,
+    quantize_fp8_128x128,
+    to_e4m3,
+)
 
 __all__ = [
     "add_rms_norm",
+    "attention",
     "bmm_nt",
+    "dequantize_fp8_128x128",
     "fp8_bmm_nt",
     "fp8_gemm_nt",
     "fp8_grouped_gemm_nt",
@@ -27,7 +44,19 @@ __all__ = [
     "gemm_nt",
     "grouped_gemm_nt",
     "grouped_gemm_swiglu_nt",
+    "mla_decode",
+    "mla_gather_latent",
+    "mla_prefill",
+    "mla_prepare",
+    "moe_choices",
+    "moe_finalize",
+    "moe_gate",
+    "moe_plan",
+    "quantize_fp8_1x128",
+    "quantize_fp8_128x128",
     "rms_norm",
+    "rope_interleaved",
     "router_gemm",
     "silu_mul",
+    "to_e4m3",
 ]

@@ -1,0 +1,1 @@
+"""One process per engine, each in its own interpreter, driven line by line so that runs interleave."""

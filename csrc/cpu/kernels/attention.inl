@@ -1,0 +1,192 @@
+// mla_decode and mla_prefill over the panels of attention_panel.inl.
+//
+// Blocks of keys start at multiples of a constant from a row's own first key, rows never mix, and
+// every sum runs over ascending keys: the bits of a row depend on that row alone.
+
+constexpr int64_t kDecodeKeys = 48;   // x 576 floats = 110 KB: with the sums it stays in L2
+constexpr int64_t kPrefillKeys = 96;  // x (192 + 128) floats = 123 KB
+constexpr int64_t kPrefillQueries = 128;
+static_assert(kDecodeKeys % kKeysPerTile == 0 && kPrefillKeys % kKeysPerTile == 0);
+static_assert(kPrefillQueries % kRowsPerPanel == 0);
+
+static int64_t partial_size(int64_t d_v) { return kRowsPerPanel * (round_up(d_v, kValueStep) + 2); }
+
+SEEKERNEL_INLINE PanelState partial_state(float* partial, int64_t d_v) {
+  const int64_t d_v_padded = round_up(d_v, kValueStep);
+  float* max = partial + kRowsPerPanel * d_v_padded;
+  return {
+      .max = max, .denominator = max + kRowsPerPanel, .sums = partial, .d_v_padded = d_v_padded};
+}
+
+SEEKERNEL_INLINE int64_t decode_row_size(const MlaDecodeArgs& args) {
+  const int64_t d_v_padded = round_up(args.d_v, kValueStep);
+  return d_v_padded > args.d_qk ? d_v_padded : args.d_qk;
+}
+
+static int64_t decode_scratch_size(const MlaDecodeArgs& args) {
+  return kRowsPerPanel * args.d_qk + kDecodeKeys * (kRowsPerPanel + decode_row_size(args));
+}
+
+static void mla_decode_chunk(const MlaDecodeArgs& args, const MlaDecodeToken& token,
+                             int64_t head_begin, int64_t head_end, int64_t key_begin,
+                             int64_t key_end, float* scratch, float* partial) {
+  const int64_t rows = head_end - head_begin, row_size = decode_row_size(args);
+  const int64_t page_size = args.cache.page_size;
+  // A row as it lies in the cache serves when it is float and the last value vector stays inside
+  // it.
+  const bool in_place = args.cache.dtype == Dtype::kFloat32 && row_size == args.d_qk;
+  float* query = scratch;
+  float* scores = query + kRowsPerPanel * args.d_qk;
+  float* widened = scores + kDecodeKeys * kRowsPerPanel;
+  with_activation_type(args.q_dtype, [&](auto element) {
+    using T = decltype(element);
+    const T* q = static_cast<const T*>(args.q) + token.row * args.stride_q_s;
+    pack_panel(q + head_begin * args.stride_q_h, args.stride_q_h, rows, args.d_qk, args.scale,
+               query);
+  });
+  const PanelState state = partial_state(partial, args.d_v);
+  reset_panel(state, rows);
+  const float* keys[kDecodeKeys];
+  for (int64_t block = key_begin; block < key_end; block += kDecodeKeys) {
+    const int64_t num_keys = key_end - block < kDecodeKeys ? key_end - block : kDecodeKeys;
+    for (int64_t k = 0; k < num_keys; ++k) {
+      const int64_t page = token.pages[(block + k) / page_size], row = (block + k) % page_size;
+      if (in_place) {
+        keys[k] = cache_row<float>(args.cache, page, row);
+        continue;
+      }
+      float* to = widened + k * row_size;
+      with_activation_type(args.cache.dtype, [&](auto element) {
+        using T = decltype(element);
+        widen_row(cache_row<T>(args.cache, page, row), args.d_qk, row_size, to);
+      });
+      keys[k] = to;
+    }
+    for (int64_t k = num_keys; k % kKeysPerTile != 0; ++k) keys[k] = keys[num_keys - 1];
+    panel_step(query, args.d_qk, keys, keys, num_keys, nullptr, rows, scores, state);
+  }
+}
+
+static void mla_decode_merge(const MlaDecodeArgs& args, int64_t rows, const float* partial,
+                             float* total) {
+  const PanelState to = partial_state(total, args.d_v);
+  const PanelState from = partial_state(const_cast<float*>(partial), args.d_v);
+  for (int64_t row = 0; row < rows; ++row) {
+    const float max = from.max[row] > to.max[row] ? from.max[row] : to.max[row];
+    const float base = max == -__builtin_inff() ? 0.0f : max;
+    const float keep = exp2_nonpositive(splat(to.max[row] - base))[0];
+    const float add = exp2_nonpositive(splat(from.max[row] - base))[0];
+    to.max[row] = max;
+    to.denominator[row] = to.denominator[row] * keep + from.denominator[row] * add;
+    float* sums = to.sums + row * to.d_v_padded;
+    const float* more = from.sums + row * from.d_v_padded;
+    for (int64_t i = 0; i < to.d_v_padded; i += kWidth) {
+      store(sums + i, load(sums + i) * keep + load(more + i) * add);
+    }
+  }
+}
+
+static void mla_decode_finish(const MlaDecodeArgs& args, const MlaDecodeToken& token,
+                              int64_t head_begin, int64_t head_end, const float* total) {
+  const PanelState state = partial_state(const_cast<float*>(total), args.d_v);
+  for (int64_t head = head_begin; head < head_end; ++head) {
+    const int64_t row = head - head_begin;
+    with_activation_type(args.out_dtype, [&](auto element) {
+      using Out = decltype(element);
+      Out* out =
+          static_cast<Out*>(args.out) + token.row * args.stride_out_s + head * args.stride_out_h;
+      finish_row(state.sums + row * state.d_v_padded, state.max[row], state.denominator[row],
+                 args.d_v, out, args.lse + token.row * args.h_q + head);
+    });
+  }
+}
+
+static int64_t prefill_scratch_size(const MlaPrefillArgs& args) {
+  const int64_t d_qk = args.d_nope + args.d_rope, d_v_padded = round_up(args.d_v, kValueStep);
+  return kPrefillQueries * (d_qk + d_v_padded + 2) + kPrefillKeys * (d_qk + d_v_padded) +
+         kPrefillKeys * kRowsPerPanel;
+}
+
+static void mla_prefill_block(const MlaPrefillArgs& args, const MlaPrefillSequence& sequence,
+                              int64_t head, int64_t begin, int64_t end, float* scratch) {
+  const int64_t d_qk = args.d_nope + args.d_rope, d_v_padded = round_up(args.d_v, kValueStep);
+  const int64_t rows = end - begin;
+  float* query = scratch;
+  float* sums = query + kPrefillQueries * d_qk;
+  float* max = sums + kPrefillQueries * d_v_padded;
+  float* denominator = max + kPrefillQueries;
+  float* key_tile = denominator + kPrefillQueries;
+  float* value_tile = key_tile + kPrefillKeys * d_qk;
+  float* scores = value_tile + kPrefillKeys * d_v_padded;
+  // Query i of the sequence sees keys [0, first_unseen + i), within [0, s_kv].
+  const int64_t first_unseen = sequence.s_kv - sequence.s_q + 1;
+  const auto num_visible = [&](int64_t i) {
+    if (!args.causal) return sequence.s_kv;
+    return first_unseen + i > 0 ? first_unseen + i : int64_t{0};
+  };
+  with_activation_type(args.q_dtype, [&](auto element) {
+    using T = decltype(element);
+    const T* q = static_cast<const T*>(args.q) + (sequence.q_begin + begin) * args.stride_q_s +
+                 head * args.stride_q_h;
+    for (int64_t row = 0; row < rows; row += kRowsPerPanel) {
+      const int64_t count = rows - row < kRowsPerPanel ? rows - row : kRowsPerPanel;
+      pack_panel(q + row * args.stride_q_s, args.stride_q_s, count, d_qk, args.scale,
+                 query + row * d_qk);
+    }
+  });
+  reset_panel({.max = max, .denominator = denominator, .sums = sums, .d_v_padded = d_v_padded},
+              rows);
+  const int64_t key_end = num_visible(end - 1);
+  const float* keys[kPrefillKeys];
+  const float* values[kPrefillKeys];
+  for (int64_t k = 0; k < kPrefillKeys; ++k) values[k] = value_tile + k * d_v_padded;
+  for (int64_t block = 0; block < key_end; block += kPrefillKeys) {
+    const int64_t num_keys = key_end - block < kPrefillKeys ? key_end - block : kPrefillKeys;
+    for (int64_t k = 0; k < num_keys; ++k) {
+      const int64_t row = sequence.kv_begin + block + k;
+      float* to = key_tile + k * d_qk;
+      with_activation_type(args.kv_dtype, [&](auto element) {
+        using T = decltype(element);
+        const T* kv =
+            static_cast<const T*>(args.kv) + row * args.stride_kv_s + head * args.stride_kv_h;
+        convert_row(kv, args.d_nope, to);
+        widen_row(kv + args.d_nope, args.d_v, d_v_padded, value_tile + k * d_v_padded);
+      });
+      with_activation_type(args.k_pe_dtype, [&](auto element) {
+        using T = decltype(element);
+        convert_row(static_cast<const T*>(args.k_pe) + row * args.stride_k_pe_s, args.d_rope,
+                    to + args.d_nope);
+      });
+    }
+    for (int64_t row = 0; row < rows; row += kRowsPerPanel) {
+      const int64_t count = rows - row < kRowsPerPanel ? rows - row : kRowsPerPanel;
+      const int64_t panel_end = num_visible(begin + row + count - 1) - block;
+      if (panel_end <= 0) continue;
+      const int64_t panel_keys = panel_end < num_keys ? panel_end : num_keys;
+      for (int64_t k = 0; k < kPrefillKeys; ++k) {
+        keys[k] = key_tile + (k < panel_keys ? k : panel_keys - 1) * d_qk;
+      }
+      int32_t visible[kRowsPerPanel];
+      for (int64_t i = 0; i < kRowsPerPanel; ++i) {
+        const int64_t seen = num_visible(begin + row + (i < count ? i : count - 1)) - block;
+        visible[i] = static_cast<int32_t>(seen < 0 ? 0 : seen < panel_keys ? seen : panel_keys);
+      }
+      const bool masked = visible[0] < panel_keys;
+      panel_step(query + row * d_qk, d_qk, keys, values, panel_keys, masked ? visible : nullptr,
+                 count, scores,
+                 {.max = max + row,
+                  .denominator = denominator + row,
+                  .sums = sums + row * d_v_padded,
+                  .d_v_padded = d_v_padded});
+    }
+  }
+  with_activation_type(args.out_dtype, [&](auto element) {
+    using Out = decltype(element);
+    for (int64_t row = 0; row < rows; ++row) {
+      const int64_t token = sequence.q_begin + begin + row;
+      Out* out = static_cast<Out*>(args.out) + token * args.stride_out_s + head * args.stride_out_h;
+      finish_row(sums + row * d_v_padded, max[row], denominator[row], args.d_v, out,
+                 args.lse + token * args.h + head);
+    }
+  });
+}

@@ -1,0 +1,136 @@
+"""Multi-head latent attention (DeepSeek-V2 paper, section 2.1), naive for prefill, absorbed for decode."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from seekernel import ops
+from seekernel.model.batch import Batch, Segment
+from seekernel.model.config import BLOCK, ModelConfig
+from seekernel.model.linear import Linear
+from seekernel.model.weights import WeightSource
+
+LATENT_NORM_EPS = 1e-6  # of both low-rank norms, whatever rms_norm_eps says
+
+
+class HeadProjection:
+    """One matrix per head, out[s, h] = x[s, h] W[h]^T: W [h, n, k], FP8 with scales or plain."""
+
+    def __init__(self, weight: Tensor, scale: Tensor | None) -> None:
+        self.weight, self.scale = weight, scale
+
+    def __call__(self, x: Tensor, out: Tensor) -> None:
+        """x [s, h, k] and out [s, h, n] may be views of wider rows."""
+        x, out = x.transpose(0, 1), out.transpose(0, 1)
+        if self.scale is None:
+            ops.bmm_nt(x, self.weight, out=out)
+        else:
+            ops.fp8_bmm_nt(x, None, self.weight, self.scale, out=out)
+
+
+def absorb(config: ModelConfig, kv_b: Linear) -> tuple[HeadProjection, HeadProjection]:
+    """Split kv_b_proj into W_UK^T (query to latent) and W_UV (latent to value), one matrix a head.
+
+    Where heads and blocks line up the FP8 codes and scales are kept; else both become float32.
+    """
+    heads, latent = config.num_attention_heads, config.kv_lora_rank
+    nope, v = config.qk_nope_head_dim, config.v_head_dim
+    aligned = all(size % BLOCK == 0 for size in (nope, v, latent))
+    scales = None
+    if kv_b.scale is not None and aligned:
+        codes = kv_b.weight.view(torch.uint8).view(heads, nope + v, latent)
+        uk = codes[:, :nope].transpose(1, 2).contiguous().view(kv_b.weight.dtype)
+        uv = codes[:, nope:].contiguous().view(kv_b.weight.dtype)
+        scales = kv_b.scale.view(heads, (nope + v) // BLOCK, latent // BLOCK)
+        uk_scale = scales[:, : nope // BLOCK].transpose(1, 2).contiguous()
+        uv_scale = scales[:, nope // BLOCK :].contiguous()
+        return HeadProjection(uk, uk_scale), HeadProjection(uv, uv_scale)
+    dtype = kv_b.weight.dtype if kv_b.scale is None else torch.float32
+    both = kv_b.dequantized().to(dtype).view(heads, nope + v, latent)
+    uk = both[:, :nope].transpose(1, 2).contiguous()
+    return HeadProjection(uk, None), HeadProjection(both[:, nope:].contiguous(), None)
+
+
+class LatentAttention:
+    """MLA of one layer. Weights keep their checkpoint names."""
+
+    def __init__(self, config: ModelConfig, source: WeightSource, prefix: str) -> None:
+        self.config = config
+        hidden, heads = config.hidden_size, config.num_attention_heads
+        q_out = heads * config.qk_head_dim
+        self.q_a_proj: Linear | None = None
+        self.q_a_layernorm: Tensor | None = None
+        if config.q_lora_rank is None:
+            self.q_proj = Linear.load(source, f"{prefix}.q_proj", q_out, hidden)
+        else:
+            rank = config.q_lora_rank
+            self.q_a_proj = Linear.load(source, f"{prefix}.q_a_proj", rank, hidden)
+            self.q_a_layernorm = source.read(f"{prefix}.q_a_layernorm.weight", (rank,))
+            self.q_proj = Linear.load(source, f"{prefix}.q_b_proj", q_out, rank)
+        self.kv_a_proj = Linear.load(
+            source, f"{prefix}.kv_a_proj_with_mqa", config.latent_dim, hidden
+        )
+        self.kv_a_layernorm = source.read(f"{prefix}.kv_a_layernorm.weight", (config.kv_lora_rank,))
+        self.kv_b_proj = Linear.load(
+            source,
+            f"{prefix}.kv_b_proj",
+            heads * (config.qk_nope_head_dim + config.v_head_dim),
+            config.kv_lora_rank,
+        )
+        self.o_proj = Linear.load(source, f"{prefix}.o_proj", hidden, heads * config.v_head_dim)
+        self.w_uk, self.w_uv = absorb(config, self.kv_b_proj)
+
+    def __call__(self, x: Tensor, batch: Batch, cos_sin: Tensor, kv_cache: Tensor) -> Tensor:
+        """x [s, hidden] normed -> [s, hidden]; writes the new tokens' rows of kv_cache."""
+        config = self.config
+        q = self._project(x, batch, cos_sin, kv_cache)
+        ops.rope_interleaved(q[..., config.qk_nope_head_dim :], batch.positions, cos_sin)
+        out = q.new_empty(batch.num_tokens, config.num_attention_heads, config.v_head_dim)
+        for segment in batch.absorbed:
+            self._absorbed(q[segment.tokens], segment, kv_cache, out[segment.tokens])
+        for segment in batch.naive:
+            self._naive(q[segment.tokens], segment, kv_cache, out[segment.tokens])
+        return self.o_proj(out.view(batch.num_tokens, -1))
+
+    def _project(self, x: Tensor, batch: Batch, cos_sin: Tensor, kv_cache: Tensor) -> Tensor:
+        """Return queries [s, h, qk_head_dim] before rope; append latent and rope key to the cache."""
+        rank = self.config.q_lora_rank or 0
+        qkv_a = x.new_empty(batch.num_tokens, rank + self.config.latent_dim)
+        self.kv_a_proj(x, out=qkv_a[:, rank:])
+        q_latent = None
+        if self.q_a_proj is not None:
+            self.q_a_proj(x, out=qkv_a[:, :rank])
+            q_latent = x.new_empty(batch.num_tokens, rank)
+        ops.mla_prepare(
+            qkv_a, self.q_a_layernorm, self.kv_a_layernorm, batch.positions, cos_sin, batch.slots,
+            LATENT_NORM_EPS, q_latent=q_latent, kv_cache=kv_cache,
+        )  # fmt: skip
+        q = self.q_proj(x if q_latent is None else q_latent)
+        return q.view(batch.num_tokens, self.config.num_attention_heads, self.config.qk_head_dim)
+
+    def _absorbed(self, q: Tensor, segment: Segment, kv_cache: Tensor, out: Tensor) -> None:
+        """Attend in latent space: W_UK folded into the query, W_UV applied to the weighted latent."""
+        config = self.config
+        nope, latent = config.qk_nope_head_dim, config.kv_lora_rank
+        absorbed = q.new_empty(q.shape[0], q.shape[1], config.latent_dim)
+        self.w_uk(q[..., :nope], out=absorbed[..., :latent])
+        absorbed[..., latent:] = q[..., nope:]
+        weighted, _ = ops.mla_decode(
+            absorbed, kv_cache, segment.block_table, segment.seq_lens, segment.cu_seqlens_q,
+            config.softmax_scale, causal=True, d_v=latent,
+        )  # fmt: skip
+        self.w_uv(weighted, out=out)
+
+    def _naive(self, q: Tensor, segment: Segment, kv_cache: Tensor, out: Tensor) -> None:
+        """Attend over keys and values expanded from the latents of all cached and new tokens."""
+        config = self.config
+        latent, k_pe = ops.mla_gather_latent(
+            kv_cache, segment.block_table, segment.cu_seqlens_kv, segment.num_kv,
+            config.kv_lora_rank, dtype=q.dtype,
+        )  # fmt: skip
+        kv = self.kv_b_proj(latent).view(segment.num_kv, config.num_attention_heads, -1)
+        ops.mla_prefill(
+            q, kv, k_pe, segment.cu_seqlens_q, segment.cu_seqlens_kv, config.softmax_scale,
+            causal=True, out=out, d_v=config.v_head_dim,
+        )  # fmt: skip

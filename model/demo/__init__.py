@@ -1,0 +1,1 @@
+"""The bundled DeepSeek-V3 checkpoint: its data, its training, and the files themselves."""

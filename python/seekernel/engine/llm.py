@@ -1,0 +1,283 @@
+"""LLM: prompts in, text out."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TypeAlias, overload
+
+import torch
+from tqdm import tqdm
+
+from seekernel.engine.checkpoint import resolve_model_dir
+from seekernel.engine.core import DEVICE, EngineCore
+from seekernel.engine.options import EngineOptions
+from seekernel.engine.outputs import CompletionOutput, RequestOutput
+from seekernel.engine.request import TokenSequence
+from seekernel.engine.sampling_params import SamplingParams
+from seekernel.errors import CapacityError, OptionError, RequestError
+from seekernel.model import DeepseekV3ForCausalLM, ModelConfig
+from seekernel.tokenizer import IncrementalDetokenizer, Tokenizer
+
+Prompts: TypeAlias = (
+    list[str] | tuple[str, ...] | list[list[int]] | tuple[list[int], ...] | list[str | list[int]]
+)
+Messages: TypeAlias = list[dict[str, Any]]
+# Odd multipliers far apart keep the seeds of requests and of their samples from meeting.
+REQUEST_STRIDE, SAMPLE_STRIDE = 0x9E3779B97F4A7C15, 0xD1B54A32D192ED03
+
+
+class LLM:
+    """A DeepSeek-V3 checkpoint ready to generate.
+
+        with LLM("path/to/checkpoint") as llm:
+            for output in llm.generate(["Once upon a time"], SamplingParams(max_tokens=64)):
+                print(output.outputs[0].text)
+
+    Args:
+        model: a checkpoint directory in Hugging Face's layout; None is the bundled one.
+        options: the fields of EngineOptions.
+    Errors: SeekernelError, in one line, for everything wrong with the directory or the options.
+    """
+
+    def __init__(self, model: str | Path | None = None, **options: Any) -> None:
+        self.options = EngineOptions.from_keywords(options)
+        self.model_dir = resolve_model_dir(model)
+        self.config = ModelConfig.from_dir(self.model_dir)
+        limit = self.config.max_position_embeddings
+        if self.options.max_seq_len is not None and self.options.max_seq_len > limit:
+            raise OptionError.expected(
+                "max_seq_len", f"at most the model's {limit}", self.options.max_seq_len
+            )
+        self._tokenizer = None
+        if not self.options.skip_tokenizer_init:
+            self._tokenizer = Tokenizer.from_dir(
+                self.model_dir, self.config.vocab_size, self.config.eos_token_ids
+            )
+        loaded = DeepseekV3ForCausalLM.from_pretrained(
+            self.model_dir,
+            device=DEVICE,
+            dtype=self.options.dtype,
+            load_format=self.options.load_format,
+        )
+        self._core: EngineCore | None = EngineCore(loaded, self.options, self._tokenizer)
+        self._lock = threading.Lock()
+        self._num_requests = 0
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        if self._tokenizer is None:
+            raise OptionError("skip_tokenizer_init: this LLM has no tokenizer; give token ids")
+        return self._tokenizer
+
+    @property
+    def max_seq_len(self) -> int:
+        return self._live_core().max_seq_len
+
+    @overload
+    def generate(
+        self,
+        prompts: Prompts,
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        use_tqdm: bool = True,
+    ) -> list[RequestOutput]: ...
+
+    @overload
+    def generate(
+        self,
+        prompts: str | list[int],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        use_tqdm: bool = True,
+    ) -> RequestOutput: ...
+
+    def generate(
+        self,
+        prompts: str | list[int] | Prompts,
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        use_tqdm: bool = True,
+    ) -> RequestOutput | list[RequestOutput]:
+        """Complete prompts; all are checked before the first one runs.
+
+        Args:
+            prompts: one or a list; each a string, or a list of token ids.
+            sampling_params: one for all, or one per prompt; by default greedy.
+            use_tqdm: show a progress bar on standard error.
+        Returns: outputs in the order of the prompts; a single one for a single prompt.
+        Errors: RequestError, CapacityError naming prompt or field. A sequence that fails while it
+        runs ends with finish_reason "error", and the others go on.
+        """
+        core = self._live_core()
+        if not isinstance(prompts, str | list | tuple):
+            raise RequestError.expected(
+                "prompts", "a string, token ids, or a list of them", prompts
+            )
+        single = isinstance(prompts, str) or (
+            len(prompts) > 0 and all(isinstance(item, int) for item in prompts)
+        )
+        many: Sequence[Any] = [prompts] if single else prompts
+        params = self._params_per_prompt(sampling_params, len(many))
+        with self._lock:
+            requests, groups = [], []
+            for index, prompt in enumerate(many):
+                name = "prompt" if single else f"prompt {index}"
+                request, group = self._make_request(core, prompt, params[index], name)
+                requests.append(request)
+                groups.append(group)
+            self._run(core, groups, use_tqdm)
+        return requests[0] if single else requests
+
+    @overload
+    def chat(
+        self,
+        messages: Messages,
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        use_tqdm: bool = True,
+        **template_variables: Any,
+    ) -> RequestOutput: ...
+
+    @overload
+    def chat(
+        self,
+        messages: list[Messages],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        use_tqdm: bool = True,
+        **template_variables: Any,
+    ) -> list[RequestOutput]: ...
+
+    def chat(
+        self,
+        messages: Messages | list[Messages],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        use_tqdm: bool = True,
+        **template_variables: Any,
+    ) -> RequestOutput | list[RequestOutput]:
+        """Answer a conversation, or a list of them, through the checkpoint's chat template.
+
+        messages: [{"role": ..., "content": ...}, ...].  template_variables: such as thinking=True.
+        Errors: as generate, and ChatTemplateError.
+        """
+        single = len(messages) == 0 or isinstance(messages[0], Mapping)
+        conversations: Sequence[Any] = [messages] if single else messages
+        texts = [
+            self.tokenizer.apply_chat_template(conversation, **template_variables)
+            for conversation in conversations
+        ]
+        ids = [self.tokenizer.encode(text, add_special_tokens=False) for text in texts]
+        outputs = self.generate(ids, sampling_params, use_tqdm)
+        for output, text in zip(outputs, texts, strict=True):
+            output.prompt = text
+        return outputs[0] if single else outputs
+
+    def shutdown(self) -> None:
+        """Free weights and cache. The LLM generates no more; a second call does nothing."""
+        with self._lock:
+            self._core = None
+
+    def __enter__(self) -> LLM:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.shutdown()
+
+    def _live_core(self) -> EngineCore:
+        if self._core is None:
+            raise RuntimeError("this LLM was shut down")
+        return self._core
+
+    def _params_per_prompt(
+        self, params: SamplingParams | Sequence[SamplingParams] | None, count: int
+    ) -> Sequence[SamplingParams]:
+        if params is None or isinstance(params, SamplingParams):
+            return [params or SamplingParams()] * count
+        if len(params) != count or not all(isinstance(item, SamplingParams) for item in params):
+            raise RequestError.expected(
+                "sampling_params", f"one SamplingParams, or {count} of them, one per prompt", params
+            )
+        return params
+
+    def _make_request(
+        self, core: EngineCore, prompt: object, params: SamplingParams, name: str
+    ) -> tuple[RequestOutput, list[TokenSequence]]:
+        ids = self._prompt_ids(prompt, name)
+        if len(ids) >= core.max_seq_len:
+            raise CapacityError(
+                f"{name}: expected at most {core.max_seq_len - 1} tokens, to leave one of "
+                f"max_seq_len {core.max_seq_len} for the answer, got {len(ids)}"
+            )
+        ends: dict[int, int | None] = {token: token for token in params.stop_token_ids}
+        for token in ends:
+            if token >= self.config.vocab_size:
+                raise RequestError.expected(
+                    "stop_token_ids", f"ids below vocab_size {self.config.vocab_size}", token
+                )
+        if params.stop and self._tokenizer is None:
+            raise RequestError("stop: stop strings need a tokenizer (skip_tokenizer_init is set)")
+        if not params.ignore_eos:
+            eos = self.config.eos_token_ids
+            if self._tokenizer is not None:
+                eos = self._tokenizer.special.eos_token_ids
+            ends.update(dict.fromkeys(eos))
+        request_id, self._num_requests = self._num_requests, self._num_requests + 1
+        seed = params.seed
+        if seed is None:
+            seed = self.options.seed + (request_id + 1) * REQUEST_STRIDE
+        group = []
+        for index in range(params.n):
+            generator = torch.Generator().manual_seed((seed + index * SAMPLE_STRIDE) % 2**64)
+            group.append(
+                TokenSequence(
+                    prompt_token_ids=ids,
+                    params=params,
+                    max_tokens=min(params.max_tokens, core.max_seq_len - len(ids)),
+                    end_ids=ends,
+                    output=CompletionOutput(index),
+                    generator=generator,
+                    detokenizer=None
+                    if self._tokenizer is None
+                    else IncrementalDetokenizer(self._tokenizer),
+                )
+            )
+        text = prompt if isinstance(prompt, str) else None
+        return RequestOutput(request_id, text, ids, [item.output for item in group]), group
+
+    def _prompt_ids(self, prompt: object, name: str) -> list[int]:
+        if isinstance(prompt, str):
+            if not prompt:
+                raise RequestError(f"{name}: expected some text, got an empty string")
+            ids = self.tokenizer.encode(prompt)
+        elif isinstance(prompt, list | tuple):
+            ids = list(prompt)
+        else:
+            raise RequestError.expected(name, "a string or token ids", prompt)
+        vocab_size = self.config.vocab_size
+        for token in ids:
+            if isinstance(token, bool) or not isinstance(token, int) or not 0 <= token < vocab_size:
+                raise RequestError.expected(name, f"token ids from 0 to {vocab_size - 1}", token)
+        if not ids:
+            raise RequestError(f"{name}: expected at least one token, got none")
+        return ids
+
+    def _run(self, core: EngineCore, groups: list[list[TokenSequence]], use_tqdm: bool) -> None:
+        sequences = [sequence for group in groups for sequence in group]
+        owner = {id(item): index for index, group in enumerate(groups) for item in group}
+        left = [len(group) for group in groups]
+        try:
+            for sequence in sequences:
+                core.add(sequence)
+            with tqdm(
+                total=len(groups), desc="Processed requests", disable=not use_tqdm
+            ) as progress:
+                while core.has_work:
+                    for sequence in core.step():
+                        index = owner[id(sequence)]
+                        left[index] -= 1
+                        progress.update(int(left[index] == 0))
+        finally:
+            core.abort(sequences)

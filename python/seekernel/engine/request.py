@@ -1,0 +1,102 @@
+"""A sequence on its way through the engine: its tokens, its pages, when it ends."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+
+from seekernel.engine.outputs import CompletionOutput, FinishReason
+from seekernel.engine.sampling_params import SamplingParams
+from seekernel.tokenizer import IncrementalDetokenizer
+
+
+@dataclass(eq=False)
+class TokenSequence:
+    """One sample of one prompt.
+
+    max_tokens: SamplingParams.max_tokens, cut so that prompt and output stay within max_seq_len.
+    end_ids: tokens that end it, mapped to the stop_reason they give.
+    num_cached: leading tokens whose latents are in the cache; the rest await a forward.
+    """
+
+    prompt_token_ids: list[int]
+    params: SamplingParams
+    max_tokens: int
+    end_ids: dict[int, int | None]
+    output: CompletionOutput
+    generator: torch.Generator
+    detokenizer: IncrementalDetokenizer | None = None
+    pages: list[int] = field(default_factory=list)
+    num_cached: int = 0
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.prompt_token_ids) + len(self.output.token_ids)
+
+    @property
+    def num_uncached(self) -> int:
+        return self.num_tokens - self.num_cached
+
+    @property
+    def max_cached(self) -> int:
+        """Tokens the cache must hold at most: all but the last, which is never attended to."""
+        return len(self.prompt_token_ids) + self.max_tokens - 1
+
+    @property
+    def finished(self) -> bool:
+        return self.output.finish_reason is not None
+
+    @property
+    def may_end(self) -> bool:
+        """Whether the next token may be the last by choice, not by max_tokens."""
+        return len(self.output.token_ids) >= self.params.min_tokens
+
+    def uncached_tokens(self, count: int) -> list[int]:
+        """Return the next `count` tokens to run through the model."""
+        num_prompt = len(self.prompt_token_ids)
+        begin, end = self.num_cached, self.num_cached + count
+        output = self.output.token_ids[max(begin - num_prompt, 0) : max(end - num_prompt, 0)]
+        return self.prompt_token_ids[begin:end] + output
+
+    def append(self, token_id: int) -> None:
+        """Add a chosen token, extend the text, and finish if it ends here."""
+        may_end = self.may_end
+        self.output.token_ids.append(token_id)
+        if may_end and token_id in self.end_ids:
+            self.finish("stop", self.end_ids[token_id])
+            return
+        stopped = False
+        if self.detokenizer is not None:
+            stopped = self._extend(self.detokenizer.push(token_id), may_end)
+        if not stopped and len(self.output.token_ids) >= self.max_tokens:
+            self.finish("length")
+
+    def finish(self, reason: FinishReason, stop_reason: int | None = None) -> None:
+        """End the sequence, once. Text that was held back is given out, and may hold a stop."""
+        if self.finished:
+            return
+        if self.detokenizer is not None and self._extend(self.detokenizer.flush(), self.may_end):
+            return
+        self.output.finish_reason, self.output.stop_reason = reason, stop_reason
+
+    def fail(self, message: str) -> None:
+        """End the sequence with an error of its own."""
+        self.finish("error")
+        self.output.finish_reason, self.output.error = "error", message
+
+    def _extend(self, piece: str, may_end: bool) -> bool:
+        """Add text, up to the first stop string in it, which ends the sequence: then True."""
+        before = len(self.output.text)
+        self.output.text += piece
+        if not piece or not may_end or not self.params.stop:
+            return False
+        begin = max(before - max(map(len, self.params.stop)) + 1, 0)
+        found = [(self.output.text.find(stop, begin), stop) for stop in self.params.stop]
+        hits = [hit for hit in found if hit[0] >= 0]
+        if not hits:
+            return False
+        position, stop = min(hits, key=lambda hit: hit[0])
+        self.output.text = self.output.text[:position]
+        self.output.finish_reason, self.output.stop_reason = "stop", stop
+        return True

@@ -1,0 +1,123 @@
+"""How the tokens of one request are chosen and when they end."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from seekernel.errors import RequestError
+
+MAX_N = 128
+MAX_LOGPROBS = 20
+MAX_STOP_STRINGS = 16
+MAX_STOP_CHARACTERS = 1024
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """Sampling parameters of one request. Errors: RequestError naming the field.
+
+    temperature: 0 is greedy. None: greedy, unless top_k, top_p or min_p asks for sampling, then 1.
+    top_k: keep the k likeliest tokens; 0 keeps all.  top_p: keep the smallest set of likeliest
+    tokens whose probabilities reach top_p.  min_p: keep tokens at least min_p times as likely as
+    the likeliest. They apply in this order: penalties, temperature, min_p, top_k, top_p.
+    seed: same seed, same prompt, same text; None draws one from the engine's own seed.
+    max_tokens, min_tokens: of the output. min_tokens bars the ends of text until then.
+    stop: strings that end the text, cut off from it.  stop_token_ids: the same for tokens.
+    ignore_eos: go on after the model's end-of-sequence token.  n: samples per prompt.
+    repetition_penalty: > 1 divides (or multiplies, below 0) logits of tokens already in prompt or
+    output.  presence_penalty: subtracted once, frequency_penalty: per occurrence, output only.
+    logprobs: natural-log probabilities of that many likeliest tokens and of the chosen one, from
+    the model's own distribution, before penalties and temperature.
+    """
+
+    temperature: float | None = None
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    seed: int | None = None
+    max_tokens: int = 32
+    min_tokens: int = 0
+    stop: str | tuple[str, ...] | list[str] = ()
+    stop_token_ids: tuple[int, ...] | list[int] = ()
+    ignore_eos: bool = False
+    n: int = 1
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logprobs: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.temperature is not None:
+            _number("temperature", self.temperature, 0.0, 100.0)
+        _integer("top_k", self.top_k, 0, 2**31 - 1)
+        if not _number("top_p", self.top_p, 0.0, 1.0) > 0.0:
+            raise RequestError.expected("top_p", "a number above 0, at most 1", self.top_p)
+        _number("min_p", self.min_p, 0.0, 1.0)
+        if self.seed is not None:
+            _integer("seed", self.seed, -(2**63), 2**64 - 1)
+        _integer("max_tokens", self.max_tokens, 1, 2**31 - 1)
+        _integer("min_tokens", self.min_tokens, 0, self.max_tokens, "max_tokens")
+        _integer("n", self.n, 1, MAX_N)
+        if self.logprobs is not None:
+            _integer("logprobs", self.logprobs, 0, MAX_LOGPROBS)
+        if not _number("repetition_penalty", self.repetition_penalty, 0.0, 100.0) > 0.0:
+            raise RequestError.expected(
+                "repetition_penalty", "a number above 0, at most 100", self.repetition_penalty
+            )
+        _number("presence_penalty", self.presence_penalty, -2.0, 2.0)
+        _number("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
+        if not isinstance(self.ignore_eos, bool):
+            raise RequestError.expected("ignore_eos", "true or false", self.ignore_eos)
+        object.__setattr__(self, "stop", _stop_strings(self.stop))
+        object.__setattr__(self, "stop_token_ids", _token_ids(self.stop_token_ids))
+
+    @property
+    def effective_temperature(self) -> float:
+        """The temperature with None resolved; 0 is greedy."""
+        if self.temperature is not None:
+            return float(self.temperature)
+        return 1.0 if self.top_k > 1 or self.top_p < 1.0 or self.min_p > 0.0 else 0.0
+
+    @property
+    def has_penalties(self) -> bool:
+        return (
+            self.repetition_penalty != 1.0
+            or self.presence_penalty != 0.0
+            or self.frequency_penalty != 0.0
+        )
+
+
+def _number(name: str, value: object, low: float, high: float) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise RequestError.expected(name, f"a number from {low:g} to {high:g}", value)
+    if not low <= value <= high:
+        raise RequestError.expected(name, f"a number from {low:g} to {high:g}", value)
+    return float(value)
+
+
+def _integer(name: str, value: object, low: int, high: int, high_name: str = "") -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        limit = f"{high_name}={high}" if high_name else str(high)
+        raise RequestError.expected(name, f"an integer from {low} to {limit}", value)
+
+
+def _stop_strings(value: object) -> tuple[str, ...]:
+    strings = (value,) if isinstance(value, str) else value
+    if not isinstance(strings, tuple | list) or len(strings) > MAX_STOP_STRINGS:
+        raise RequestError.expected("stop", f"at most {MAX_STOP_STRINGS} strings", value)
+    for item in strings:
+        if not isinstance(item, str) or not 0 < len(item) <= MAX_STOP_CHARACTERS:
+            raise RequestError.expected(
+                "stop", f"strings of 1 to {MAX_STOP_CHARACTERS} characters", item
+            )
+    return tuple(strings)
+
+
+def _token_ids(value: object) -> tuple[int, ...]:
+    if not isinstance(value, tuple | list):
+        raise RequestError.expected("stop_token_ids", "token ids", value)
+    for item in value:
+        if isinstance(item, bool) or not isinstance(item, int) or item < 0:
+            raise RequestError.expected("stop_token_ids", "token ids of 0 or more", item)
+    return tuple(value)

@@ -1,0 +1,178 @@
+"""Multi-head latent attention: what feeds the latent cache, and both forms of attention over it.
+
+Lengths are ragged: request r owns rows cu_seqlens[r] to cu_seqlens[r + 1] of a tensor of all tokens.
+A paged cache keeps token t of request r at kv_cache[block_table[r, t // page_size], t % page_size].
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from seekernel import _extension as _extension
+from seekernel.ops._fakes import register_fakes
+
+_mla_prepare = torch.ops.seekernel.mla_prepare.default
+_rope_interleaved = torch.ops.seekernel.rope_interleaved.default
+_mla_decode = torch.ops.seekernel.mla_decode.default
+_mla_prefill = torch.ops.seekernel.mla_prefill.default
+_mla_gather_latent = torch.ops.seekernel.mla_gather_latent.default
+
+
+def mla_prepare(
+    qkv_a: Tensor,
+    q_norm_weight: Tensor | None,
+    kv_norm_weight: Tensor,
+    positions: Tensor,
+    cos_sin: Tensor,
+    slots: Tensor,
+    eps: float,
+    q_latent: Tensor | None,
+    kv_cache: Tensor,
+) -> Tensor | None:
+    """Norm both latents of the down-projection, rotate its rope key, append to the paged cache.
+
+        q, latent, k_pe = qkv_a.split([q_lora, kv_lora, rope])
+        q_latent = rms_norm(q);  kv_cache[slot] = [rms_norm(latent), rope_interleaved(k_pe)]
+
+    Args:
+        qkv_a: [s, q_lora + kv_lora + rope] float32 or bfloat16, last dim contiguous.
+        q_norm_weight: [q_lora]; None: qkv_a has no query part.  kv_norm_weight: [kv_lora].
+        positions: [s] int32, below max_pos where the row is stored.
+        cos_sin: [max_pos, rope] float32, rope/2 cosines then rope/2 sines.
+        slots: [s] int32 or int64, page * page_size + offset; distinct; -1: the row is not stored.
+        q_latent: [s, q_lora] in the dtype of qkv_a; allocated when None.
+        kv_cache: [num_pages, page_size, kv_lora + rope] float32 or bfloat16, last dim contiguous.
+    Returns: q_latent, or None when q_norm_weight is None. Arithmetic is float32, rounded once.
+    Errors: RuntimeError naming the tensor, expected and got.  Writes: q_latent, kv_cache.
+    Source: DeepSeek-V2 paper, section 2.1.
+    """
+    if q_latent is None and q_norm_weight is not None:
+        q_latent = qkv_a.new_empty(qkv_a.shape[0], q_norm_weight.shape[0])
+    _mla_prepare(
+        qkv_a, q_norm_weight, kv_norm_weight, positions, cos_sin, slots, eps, q_latent, kv_cache
+    )
+    return q_latent
+
+
+def rope_interleaved(x: Tensor, positions: Tensor, cos_sin: Tensor) -> Tensor:
+    """Rotate the pairs (x0, x1), (x2, x3), ... of every head, in place.
+
+        x[2i], x[2i+1] = x[2i] cos_i - x[2i+1] sin_i,  x[2i] sin_i + x[2i+1] cos_i
+
+    Args:
+        x: [s, h, rope] float32 or bfloat16 view, last dim contiguous.
+        positions: [s] int32 below max_pos.  cos_sin: [max_pos, rope] float32, cosines then sines.
+    Returns: x.  Errors: RuntimeError naming the tensor, expected and got.  Writes: x.
+    """
+    _rope_interleaved(x, positions, cos_sin)
+    return x
+
+
+def mla_decode(
+    q: Tensor,
+    kv_cache: Tensor,
+    block_table: Tensor,
+    seq_lens: Tensor,
+    cu_seqlens_q: Tensor,
+    softmax_scale: float,
+    causal: bool = True,
+    d_v: int = 512,
+    out: Tensor | None = None,
+    lse: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Absorbed MLA over a paged latent cache: every head attends to the same rows.
+
+        out = softmax(softmax_scale * q @ kv.T) @ kv[:, :d_v]
+
+    Args:
+        q: [s, h_q, d_qk] float32 or bfloat16 (latent, then rope), last dim contiguous.
+        kv_cache: [num_pages, page_size, d_qk] float32 or bfloat16, last dim contiguous.
+        block_table: [b, max_pages] int32; entries past a request's last page may hold anything.
+        seq_lens: [b] int32, cached tokens, the new ones included.  cu_seqlens_q: [b + 1] int32.
+        causal: query i of s_q sees keys [0, seq_len - s_q + i]; else all.
+        out: [s, h_q, d_v] in the dtype of q.  lse: [s, h_q] float32.  Allocated when not given.
+    Returns: out; lse, natural log. A query that sees no key gives 0 and -inf.
+    The bits of a token depend on it and its keys alone: not on the batch, nor on the threads.
+    Errors: RuntimeError naming the tensor, expected and got.  Writes: out, lse.
+    Source: DeepSeek-V2 paper, section 2.1; online softmax of Milakov and Gimelshein 2018.
+    """
+    if out is None:
+        out = q.new_empty(q.shape[0], q.shape[1], d_v)
+    if lse is None:
+        lse = q.new_empty(q.shape[0], q.shape[1], dtype=torch.float32)
+    _mla_decode(
+        q, kv_cache, block_table, seq_lens, cu_seqlens_q, softmax_scale, causal, d_v, out, lse
+    )
+    return out, lse
+
+
+def mla_prefill(
+    q: Tensor,
+    kv: Tensor,
+    k_pe: Tensor,
+    cu_seqlens_q: Tensor,
+    cu_seqlens_kv: Tensor,
+    softmax_scale: float,
+    causal: bool = True,
+    out: Tensor | None = None,
+    lse: Tensor | None = None,
+    d_v: int = 128,
+) -> tuple[Tensor, Tensor]:
+    """Naive-form MLA over ragged sequences: keys and values per head, one rope key for all heads.
+
+        k_nope, v = kv[head].split([d_nope, d_v]);  k = [k_nope, k_pe]
+        out[head] = softmax(softmax_scale * q[head] @ k.T) @ v
+
+    Args:
+        q: [s_q, h, d_nope + d_rope] float32 or bfloat16, last dim contiguous.
+        kv: [s_kv, h, d_nope + d_v] float32 or bfloat16, as kv_b_proj gives it.
+        k_pe: [s_kv, d_rope] float32 or bfloat16, rotated.
+        cu_seqlens_q, cu_seqlens_kv: [b + 1] int32.
+        causal: aligned to the end: query i of s_q sees keys [0, s_kv - s_q + i]; else all.
+        out: [s_q, h, d_v] in the dtype of q; its shape says d_v when it is given.  lse: [s_q, h].
+    Returns: out; lse float32, natural log. A query that sees no key gives 0 and -inf.
+    The bits of a query depend on it and its keys alone, so prefill in pieces gives the same ones.
+    Errors: RuntimeError naming the tensor, expected and got.  Writes: out, lse.
+    Source: Dao 2023 (FlashAttention-2) for the loop order.
+    """
+    if out is None:
+        out = q.new_empty(q.shape[0], q.shape[1], d_v)
+    if lse is None:
+        lse = q.new_empty(q.shape[0], q.shape[1], dtype=torch.float32)
+    _mla_prefill(q, kv, k_pe, cu_seqlens_q, cu_seqlens_kv, softmax_scale, causal, out, lse)
+    return out, lse
+
+
+def mla_gather_latent(
+    kv_cache: Tensor,
+    block_table: Tensor,
+    cu_seqlens_kv: Tensor,
+    num_kv: int,
+    kv_lora: int = 512,
+    dtype: torch.dtype | None = None,
+    latent: Tensor | None = None,
+    k_pe: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Copy cached tokens out of their pages, in order: the input of kv_b_proj for a prefill.
+
+        latent[cu[r] + t], k_pe[cu[r] + t] = kv_cache[token t of request r].split([kv_lora, rope])
+
+    Args:
+        kv_cache: [num_pages, page_size, kv_lora + rope] float32 or bfloat16, last dim contiguous.
+        block_table: [b, max_pages] int32.  cu_seqlens_kv: [b + 1] int32, its last value is num_kv.
+        num_kv, kv_lora, dtype: of what is allocated; dtype None: that of kv_cache.
+        latent: [num_kv, kv_lora], k_pe: [num_kv, rope], float32 or bfloat16 each; allocated when
+            not given.
+    Returns: latent, k_pe.
+    Errors: RuntimeError naming the tensor, expected and got.  Writes: latent, k_pe.
+    """
+    if latent is None:
+        latent = kv_cache.new_empty(num_kv, kv_lora, dtype=dtype)
+    if k_pe is None:
+        k_pe = kv_cache.new_empty(num_kv, kv_cache.shape[2] - kv_lora, dtype=dtype)
+    _mla_gather_latent(kv_cache, block_table, cu_seqlens_kv, latent, k_pe)
+    return latent, k_pe
+
+
+register_fakes("mla_prepare", "rope_interleaved", "mla_decode", "mla_prefill", "mla_gather_latent")
