@@ -13,7 +13,6 @@ import csv
 import os
 import platform
 import statistics
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -128,16 +127,17 @@ def weight_quantize_rows(dtype: torch.dtype) -> Iterator[Row]:
 
 def moe_rows(m: int) -> Iterator[Row]:
     num_experts, top_k, n = 256, 8, 7168
-    gate: Any = (top_k, 8, 4, "sigmoid", True, 2.5)
+    gate: dict[str, Any] = {"top_k": top_k, "n_group": 8, "topk_group": 4}
+    gate["routed_scaling_factor"] = 2.5
     logits, bias = torch.randn(m, num_experts), torch.randn(num_experts) * 0.1
-    weights, ids = ops.moe_gate(logits, bias, *gate)
+    weights, ids = ops.moe_gate(logits, bias, **gate)
     yield Row(
         "moe_gate",
         f"{m}x{num_experts} top {top_k}, 4 of 8 groups",
         num_bytes(logits, bias, weights, ids),
-        lambda: ops.moe_gate(logits, bias, *gate, weights, ids),
-        lambda: reference.moe_gate(logits, bias, *gate, dtype=torch.float32),
-        reference.moe_gate(logits, bias, *gate, dtype=torch.float32),
+        lambda: ops.moe_gate(logits, bias, **gate, weights=weights, ids=ids),
+        lambda: reference.moe_gate(logits, bias, **gate, dtype=torch.float32),
+        reference.moe_gate(logits, bias, **gate, dtype=torch.float32),
         1e-5,
     )
     plan = ops.moe_plan(ids, num_experts)
@@ -255,4 +255,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -104,7 +104,7 @@ class LatentAttention:
             q_latent = x.new_empty(batch.num_tokens, rank)
         ops.mla_prepare(
             qkv_a, self.q_a_layernorm, self.kv_a_layernorm, batch.positions, cos_sin, batch.slots,
-            LATENT_NORM_EPS, q_latent, kv_cache,
+            LATENT_NORM_EPS, q_latent=q_latent, kv_cache=kv_cache,
         )  # fmt: skip
         q = self.q_proj(x if q_latent is None else q_latent)
         return q.view(batch.num_tokens, self.config.num_attention_heads, self.config.qk_head_dim)

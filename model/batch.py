@@ -60,7 +60,8 @@ class Batch:
             span = range(first, last)
             positions += span
             slots += [pages[p // page_size] * page_size + p % page_size for p in span]
-        absorbed, naive = [], []
+        absorbed: list[Segment] = []
+        naive: list[Segment] = []
         begin = token = 0
         while begin < len(block_tables):
             short = num_new[begin] <= MAX_ABSORBED_TOKENS

@@ -76,7 +76,7 @@ class ModelConfig:
     @property
     def softmax_scale(self) -> float:
         """qk_head_dim^-0.5, times YaRN's mscale squared."""
-        scale = self.qk_head_dim**-0.5
+        scale = 1.0 / math.sqrt(self.qk_head_dim)
         if self.yarn is not None and self.yarn.mscale_all_dim:
             scale *= yarn_mscale(self.yarn.factor, self.yarn.mscale_all_dim) ** 2
         return scale

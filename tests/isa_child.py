@@ -1,7 +1,7 @@
 """Runs recorded op calls in the compiled library without Python's torch or numpy: stdlib only.
 
 tests/test_isa.py starts it under an emulated CPU on which importing torch already dies of an illegal
-instruction (numpy's and MKL's), so the ops are reached through libtorch's C functions.
+instruction (numpy's), so the ops are reached through libtorch's C functions.
 
     python isa_child.py LIBTORCH_DIR EXTENSION < calls.json > results.json
 """
@@ -13,6 +13,7 @@ import ctypes
 import importlib.machinery
 import importlib.util
 import json
+import os
 import sys
 from typing import Any
 
@@ -90,9 +91,17 @@ def main() -> None:
         raise ImportError(extension)
     module = importlib.util.module_from_spec(spec)
     loader.exec_module(module)
+    refusal = ""
+    os.environ["SEEKERNEL_CPU_ISA"] = "avx512"
+    try:
+        module.build_info()
+    except RuntimeError as error:
+        refusal = str(error)
+    del os.environ["SEEKERNEL_CPU_ISA"]
     calls = json.load(sys.stdin)
     results = [libtorch.call(call["op"], call["args"]) for call in calls]
-    json.dump({"info": module.build_info(), "results": results}, sys.stdout)
+    answer = {"info": module.build_info(), "refusal": refusal, "results": results}
+    json.dump(answer, sys.stdout)
 
 
 if __name__ == "__main__":

@@ -200,8 +200,8 @@ class Runner:
             new.append(len(tokens))
             self._length[key] = length + len(tokens)
         batch = Batch.build("cpu", self.page_size, tables, cached, new)
-        tokens = torch.tensor([token for ids in requests.values() for token in ids])
-        return self.model.forward(tokens, batch, self.cache)
+        flat = torch.tensor([token for ids in requests.values() for token in ids])
+        return self.model.forward(flat, batch, self.cache)
 
     def logits(self, requests: dict[int, list[int]]) -> Tensor:
         """As hidden(), then through the head."""

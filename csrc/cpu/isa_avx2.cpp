@@ -1,6 +1,7 @@
 // The CPU kernels for avx2. Standard headers come before the target pragma, so that no inline
 // function of theirs is compiled for an ISA that the machine may lack.
 #include <cstdint>
+
 #include "cpu/kernels/table.h"
 #if defined(__x86_64__)
 #include <immintrin.h>

@@ -13,9 +13,8 @@ constexpr int64_t kElementsPerChunk = 16384;  // below this a second thread cost
 int64_t rows_per_chunk(int64_t n) { return n >= kElementsPerChunk ? 1 : kElementsPerChunk / n; }
 
 void run_rms_norm(const RmsNormArgs& args, int64_t m) {
-  parallel_chunks(m, rows_per_chunk(args.n), [&](int64_t begin, int64_t end) {
-    kernels().norm.rms_norm(args, begin, end);
-  });
+  parallel_chunks(m, rows_per_chunk(args.n),
+                  [&](int64_t begin, int64_t end) { kernels().norm.rms_norm(args, begin, end); });
 }
 
 void rms_norm(const Tensor& x, const Tensor& weight, double eps, const Tensor& out) {
@@ -74,9 +73,8 @@ void silu_mul(const Tensor& x, const Tensor& out) {
                          .stride_out_m = out.stride(0),
                          .x = x.const_data_ptr(),
                          .out = out.mutable_data_ptr()};
-  parallel_chunks(m, rows_per_chunk(n), [&](int64_t begin, int64_t end) {
-    kernels().norm.silu_mul(args, begin, end);
-  });
+  parallel_chunks(m, rows_per_chunk(n),
+                  [&](int64_t begin, int64_t end) { kernels().norm.silu_mul(args, begin, end); });
 }
 
 }  // namespace

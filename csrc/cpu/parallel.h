@@ -7,8 +7,8 @@
 
 namespace seekernel::cpu {
 
-// Calls f(begin, end) over [0, count) in chunks of `chunk`, handed out dynamically: a thread that is
-// held up by a busy core takes fewer chunks. Runs inline when one chunk is all there is.
+// Calls f(begin, end) over [0, count) in chunks of `chunk`, handed out dynamically: a thread that
+// is held up by a busy core takes fewer chunks. Runs inline when one chunk is all there is.
 template <class F>
 void parallel_chunks(int64_t count, int64_t chunk, const F& f) {
   const int64_t num_chunks = (count + chunk - 1) / chunk;

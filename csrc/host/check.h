@@ -5,7 +5,8 @@
 //   check("x", x).shape({m, n}).dtype({ScalarType::Float, ScalarType::BFloat16}).contiguous();
 //   check("weight", weight).shape({n}).same_dtype("x", x);
 //
-// A failure throws one message: op, tensor, what was expected, the actual shape, strides, dtype, device.
+// A failure throws one message: op, tensor, what was expected, the actual shape, strides, dtype,
+// device.
 #pragma once
 
 #include <initializer_list>
@@ -16,7 +17,8 @@
 
 namespace seekernel {
 
-// A size shared by several tensors of one call: unbound until its first use, or fixed from the start.
+// A size shared by several tensors of one call: unbound until its first use, or fixed from the
+// start.
 class Dim {
  public:
   explicit Dim(const char* name) : name_(name) {}
@@ -36,7 +38,7 @@ class Dim {
 
 // One expected size: a shared Dim, or a literal.
 struct Size {
-  Size(Dim& dim) : dim(&dim) {}           // NOLINT(google-explicit-constructor)
+  Size(Dim& dim) : dim(&dim) {}            // NOLINT(google-explicit-constructor)
   Size(int64_t value) : literal(value) {}  // NOLINT(google-explicit-constructor)
   Dim* dim = nullptr;
   int64_t literal = -1;

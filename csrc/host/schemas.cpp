@@ -8,10 +8,10 @@ STABLE_TORCH_LIBRARY(seekernel, m) {
   m.def("quantize_fp8_128x128(Tensor w, Tensor(a!) q, Tensor(b!) scale) -> ()");
   m.def("dequantize_fp8_128x128(Tensor q, Tensor scale, Tensor(a!) out) -> ()");
 
-  // gemm: fp8_* take float8_e4m3fn weights with 128x128 scales; the others bfloat16 or float32 weights
+  // gemm: fp8_* take float8_e4m3fn weights with 128x128 scales; the others bfloat16 or float32
+  // weights
   m.def("fp8_gemm_nt(Tensor a, Tensor? a_scale, Tensor b, Tensor b_scale, Tensor(a!) out) -> ()");
-  m.def(
-      "fp8_bmm_nt(Tensor a, Tensor? a_scale, Tensor b, Tensor b_scale, Tensor(a!) out) -> ()");
+  m.def("fp8_bmm_nt(Tensor a, Tensor? a_scale, Tensor b, Tensor b_scale, Tensor(a!) out) -> ()");
   m.def(
       "fp8_grouped_gemm_nt(Tensor a, Tensor? a_scale, Tensor b, Tensor b_scale, Tensor offsets, "
       "Tensor(a!) out) -> ()");
@@ -45,7 +45,8 @@ STABLE_TORCH_LIBRARY(seekernel, m) {
   // moe
   m.def(
       "moe_gate(Tensor logits, Tensor? bias, int n_group, int topk_group, str scoring_func, "
-      "bool norm_topk_prob, float routed_scaling_factor, Tensor(a!) weights, Tensor(b!) ids) -> ()");
+      "bool norm_topk_prob, float routed_scaling_factor, Tensor(a!) weights, Tensor(b!) ids) -> "
+      "()");
   m.def(
       "moe_plan(Tensor ids, int first_expert, Tensor(a!) offsets, Tensor(b!) row_token, "
       "Tensor(c!) token_row) -> ()");

@@ -1,5 +1,6 @@
-// The only header of host code that names torch: the stable ABI, one library for every torch >= 2.11.
-// Keeping it in one place makes a retreat to ATen, or a move to a newer ABI target, a one-file change.
+// The only header of host code that names torch: the stable ABI, one library for every torch
+// >= 2.11. Keeping it in one place makes a retreat to ATen, or a move to a newer ABI target, a
+// one-file change.
 #pragma once
 
 #include <torch/csrc/stable/library.h>

@@ -1,8 +1,8 @@
 // rms_norm, add_rms_norm, silu_mul: one pass to reduce, one to write; a row never leaves its
 // thread.
 
-// Four sums side by side: a shorter chain to wait for, and a quarter of the rounding where vectors are
-// narrow (one sum of 7168 squares in four lanes was off by 4 units in the last place).
+// Four sums side by side: a shorter chain to wait for, and a quarter of the rounding where vectors
+// are narrow (one sum of 7168 squares in four lanes was off by 4 units in the last place).
 template <class T>
 SEEKERNEL_INLINE float sum_of_squares(const T* x, int64_t n) {
   vfloat sums[4] = {};

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from seekernel import _extension as _extension
+from seekernel.ops._fakes import register_fakes
 
 _mla_prepare = torch.ops.seekernel.mla_prepare.default
 _rope_interleaved = torch.ops.seekernel.rope_interleaved.default
@@ -174,54 +175,4 @@ def mla_gather_latent(
     return latent, k_pe
 
 
-@torch.library.register_fake("seekernel::mla_prepare")
-def _(
-    qkv_a: Tensor,
-    q_norm_weight: Tensor | None,
-    kv_norm_weight: Tensor,
-    positions: Tensor,
-    cos_sin: Tensor,
-    slots: Tensor,
-    eps: float,
-    q_latent: Tensor | None,
-    kv_cache: Tensor,
-) -> None: ...
-
-
-@torch.library.register_fake("seekernel::rope_interleaved")
-def _(x: Tensor, positions: Tensor, cos_sin: Tensor) -> None: ...
-
-
-@torch.library.register_fake("seekernel::mla_decode")
-def _(
-    q: Tensor,
-    kv_cache: Tensor,
-    block_table: Tensor,
-    seq_lens: Tensor,
-    cu_seqlens_q: Tensor,
-    softmax_scale: float,
-    causal: bool,
-    d_v: int,
-    out: Tensor,
-    lse: Tensor,
-) -> None: ...
-
-
-@torch.library.register_fake("seekernel::mla_prefill")
-def _(
-    q: Tensor,
-    kv: Tensor,
-    k_pe: Tensor,
-    cu_seqlens_q: Tensor,
-    cu_seqlens_kv: Tensor,
-    softmax_scale: float,
-    causal: bool,
-    out: Tensor,
-    lse: Tensor,
-) -> None: ...
-
-
-@torch.library.register_fake("seekernel::mla_gather_latent")
-def _(
-    kv_cache: Tensor, block_table: Tensor, cu_seqlens_kv: Tensor, latent: Tensor, k_pe: Tensor
-) -> None: ...
+register_fakes("mla_prepare", "rope_interleaved", "mla_decode", "mla_prefill", "mla_gather_latent")

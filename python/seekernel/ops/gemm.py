@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from seekernel import _extension as _extension
+from seekernel.ops._fakes import register_fakes
 
 _ops = torch.ops.seekernel
 _fp8_gemm_nt = _ops.fp8_gemm_nt.default
@@ -206,41 +207,14 @@ def router_gemm(x: Tensor, weight: Tensor, out: Tensor | None = None) -> Tensor:
     return out
 
 
-@torch.library.register_fake("seekernel::fp8_gemm_nt")
-@torch.library.register_fake("seekernel::fp8_bmm_nt")
-def _(a: Tensor, a_scale: Tensor | None, b: Tensor, b_scale: Tensor, out: Tensor) -> None: ...
-
-
-@torch.library.register_fake("seekernel::fp8_grouped_gemm_nt")
-def _(
-    a: Tensor, a_scale: Tensor | None, b: Tensor, b_scale: Tensor, offsets: Tensor, out: Tensor
-) -> None: ...
-
-
-@torch.library.register_fake("seekernel::fp8_grouped_gemm_swiglu_nt")
-def _(
-    a: Tensor,
-    a_scale: Tensor | None,
-    b: Tensor,
-    b_scale: Tensor,
-    offsets: Tensor,
-    row_token: Tensor | None,
-    out: Tensor,
-) -> None: ...
-
-
-@torch.library.register_fake("seekernel::gemm_nt")
-@torch.library.register_fake("seekernel::bmm_nt")
-def _(a: Tensor, b: Tensor, out: Tensor) -> None: ...
-
-
-@torch.library.register_fake("seekernel::grouped_gemm_nt")
-def _(a: Tensor, b: Tensor, offsets: Tensor, out: Tensor) -> None: ...
-
-
-@torch.library.register_fake("seekernel::grouped_gemm_swiglu_nt")
-def _(a: Tensor, b: Tensor, offsets: Tensor, row_token: Tensor | None, out: Tensor) -> None: ...
-
-
-@torch.library.register_fake("seekernel::router_gemm")
-def _(x: Tensor, weight: Tensor, out: Tensor) -> None: ...
+register_fakes(
+    "fp8_gemm_nt",
+    "fp8_bmm_nt",
+    "fp8_grouped_gemm_nt",
+    "fp8_grouped_gemm_swiglu_nt",
+    "gemm_nt",
+    "bmm_nt",
+    "grouped_gemm_nt",
+    "grouped_gemm_swiglu_nt",
+    "router_gemm",
+)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from seekernel import _extension as _extension
+from seekernel.ops._fakes import register_fakes
 
 _moe_gate = torch.ops.seekernel.moe_gate.default
 _moe_plan = torch.ops.seekernel.moe_plan.default
@@ -120,27 +121,4 @@ def moe_finalize(
     return out
 
 
-@torch.library.register_fake("seekernel::moe_gate")
-def _(
-    logits: Tensor,
-    bias: Tensor | None,
-    n_group: int,
-    topk_group: int,
-    scoring_func: str,
-    norm_topk_prob: bool,
-    routed_scaling_factor: float,
-    weights: Tensor,
-    ids: Tensor,
-) -> None: ...
-
-
-@torch.library.register_fake("seekernel::moe_plan")
-def _(
-    ids: Tensor, first_expert: int, offsets: Tensor, row_token: Tensor, token_row: Tensor
-) -> None: ...
-
-
-@torch.library.register_fake("seekernel::moe_finalize")
-def _(
-    y: Tensor, token_row: Tensor, weights: Tensor, shared: Tensor | None, out: Tensor
-) -> None: ...
+register_fakes("moe_gate", "moe_plan", "moe_finalize")

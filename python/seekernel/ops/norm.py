@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from seekernel import _extension as _extension
+from seekernel.ops._fakes import register_fakes
 
 _rms_norm = torch.ops.seekernel.rms_norm.default
 _add_rms_norm = torch.ops.seekernel.add_rms_norm.default
@@ -63,13 +64,4 @@ def silu_mul(x: Tensor, out: Tensor | None = None) -> Tensor:
     return out
 
 
-@torch.library.register_fake("seekernel::rms_norm")
-def _(x: Tensor, weight: Tensor, eps: float, out: Tensor) -> None: ...
-
-
-@torch.library.register_fake("seekernel::add_rms_norm")
-def _(x: Tensor, residual: Tensor, weight: Tensor, eps: float, out: Tensor) -> None: ...
-
-
-@torch.library.register_fake("seekernel::silu_mul")
-def _(x: Tensor, out: Tensor) -> None: ...
+register_fakes("rms_norm", "add_rms_norm", "silu_mul")

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from seekernel import _extension as _extension
+from seekernel.ops._fakes import register_fakes
 
 _quantize_fp8_1x128 = torch.ops.seekernel.quantize_fp8_1x128.default
 _quantize_fp8_128x128 = torch.ops.seekernel.quantize_fp8_128x128.default
@@ -86,13 +87,4 @@ def dequantize_fp8_128x128(
     return out
 
 
-@torch.library.register_fake("seekernel::quantize_fp8_1x128")
-def _(x: Tensor, q: Tensor, scale: Tensor) -> None: ...
-
-
-@torch.library.register_fake("seekernel::quantize_fp8_128x128")
-def _(w: Tensor, q: Tensor, scale: Tensor) -> None: ...
-
-
-@torch.library.register_fake("seekernel::dequantize_fp8_128x128")
-def _(q: Tensor, scale: Tensor, out: Tensor) -> None: ...
+register_fakes("quantize_fp8_1x128", "quantize_fp8_128x128", "dequantize_fp8_128x128")

@@ -5,15 +5,18 @@
 // Shapes: A [m, k] and B [n, k] e4m3, K-major; sfa [k/128, round_up(m, 4)] fp32, M-major; sfb
 //   [ceil(n/128), k/128] fp32; D [m, n] bf16. k is a multiple of 128, n of 8, m anything from 1.
 //   Edges need no code: TMA reads zeros beyond m and n, and does not write there.
-// Roles: warpgroup 0 gives its registers away and one thread of it drives TMA; each of the BLOCK_M / 64
+// Roles: warpgroup 0 gives its registers away and one thread of it drives TMA; each of the BLOCK_M
+// / 64
 //   warpgroups behind it owns 64 rows of the tile. One CTA computes one tile of BLOCK_M x BLOCK_N.
-// Shared memory (Plan below): kStages x (A, B, sfa) as the ring; D in slabs of 64 columns; the tile's
+// Shared memory (Plan below): kStages x (A, B, sfa) as the ring; D in slabs of 64 columns; the
+// tile's
 //   row of sfb; barriers. A, B and D are swizzled by 128 B and start at multiples of 1024.
 // Protocol: full[s] takes one arrival and the bytes of A, B and sfa; empty[s] takes one arrival per
 //   consumer warp, once it has read the scales and the wgmma that read A and B have finished.
-// Numerics: the tensor cores keep about 14 bits of a sum, so each 128 of K is summed there from zero
-//   and promoted into fp32 registers. Two banks of partial sums: block b + 1 is multiplied while block b
-//   is promoted.
+// Numerics: the tensor cores keep about 14 bits of a sum, so each 128 of K is summed there from
+// zero
+//   and promoted into fp32 registers. Two banks of partial sums: block b + 1 is multiplied while
+//   block b is promoted.
 // Bound: at large m by the tensor cores, at small m by reading B.
 #pragma once
 
@@ -34,9 +37,9 @@ struct sm90_fp8_gemm_nt_config {
   static constexpr int kStages = kStages_;
   static constexpr int kConsumers = BLOCK_M / 64;
   static constexpr int kThreads = 128 * (1 + kConsumers);
-  // Of 64 K registers: 128 * 40 + 256 * 232, and 128 * 40 + 128 * 240 where one consumer is alone.
+  // Of 64 K registers: 128 * 40 + 256 * 232, and 128 * 40 + 128 * 248 where one consumer is alone.
   static constexpr int kProducerRegisters = 40;
-  static constexpr int kConsumerRegisters = kConsumers == 1 ? 240 : 232;
+  static constexpr int kConsumerRegisters = kConsumers == 1 ? 248 : 232;
   // Columns of D that lie together in shared memory: 128 bytes, the span of the swizzle.
   static constexpr int kSlab = BLOCK_N < 64 ? BLOCK_N : 64;
 
@@ -63,7 +66,8 @@ struct Plan {
   static constexpr uint32_t kScaleA = kD + kBytesD;
   static constexpr uint32_t kFull = kScaleA + Config::kStages * kBytesScaleA;
   static constexpr uint32_t kEmpty = kFull + 8 * Config::kStages;
-  static constexpr uint32_t kScaleB = kEmpty + 8 * Config::kStages;  // k / 128 floats, the last thing
+  static constexpr uint32_t kScaleB =
+      kEmpty + 8 * Config::kStages;  // k / 128 floats, the last thing
 };
 
 // One position of the ring: the slot of K block `index` and the parity of its phase.
@@ -106,10 +110,9 @@ struct Consumer {
   SEEKERNEL_DEVICE void issue(float (&partial)[kSums], int block) const {
     const slot_t<Config::kStages> slot(block);
     ptx::mbarrier_wait_parity(smem + P::kFull + 8 * slot.stage, slot.parity);
-    const uint64_t a = ptx::wgmma_descriptor_k_major_128b(
-        smem + P::kA + slot.stage * P::kBytesA + consumer * 64 * Config::BLOCK_K);
-    const uint64_t b =
-        ptx::wgmma_descriptor_k_major_128b(smem + P::kB + slot.stage * P::kBytesB);
+    const uint64_t a = ptx::wgmma_descriptor_k_major_128b(smem + P::kA + slot.stage * P::kBytesA +
+                                                          consumer * 64 * Config::BLOCK_K);
+    const uint64_t b = ptx::wgmma_descriptor_k_major_128b(smem + P::kB + slot.stage * P::kBytesB);
     ptx::pin_registers(partial);
     ptx::wgmma_fence();
 #pragma unroll
@@ -185,8 +188,8 @@ struct Consumer {
 }  // namespace sm90_fp8_gemm_nt_detail
 
 // Grid: (ceil(n / BLOCK_N), ceil(m / BLOCK_M)). Tensor maps: A and B boxes of 128 bytes x BLOCK_M,
-// BLOCK_N rows, swizzle 128B; sfa box BLOCK_M x 1, no swizzle; D box kSlab columns x 64 rows, swizzled
-// by the box's row (128, 64 or 32 bytes).
+// BLOCK_N rows, swizzle 128B; sfa box BLOCK_M x 1, no swizzle; D box kSlab columns x 64 rows,
+// swizzled by the box's row (128, 64 or 32 bytes).
 template <typename Config>
 __global__ void __launch_bounds__(Config::kThreads, 1)
     sm90_fp8_gemm_nt(const __grid_constant__ tensor_map_t map_a,
@@ -242,8 +245,8 @@ __global__ void __launch_bounds__(Config::kThreads, 1)
     if (threadIdx.x % 128 == 0) {
 #pragma unroll
       for (int slab = 0; slab < Config::BLOCK_N / Config::kSlab; ++slab) {
-        ptx::tma_store_2d(&map_d, out + slab * 64 * Config::kSlab * 2, column + slab * Config::kSlab,
-                          row + 64 * consumer);
+        ptx::tma_store_2d(&map_d, out + slab * 64 * Config::kSlab * 2,
+                          column + slab * Config::kSlab, row + 64 * consumer);
       }
       ptx::bulk_commit_group();
       // Shared memory must outlive the read, and the next kernel must see the write.
