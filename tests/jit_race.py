@@ -60,7 +60,7 @@ def _read_on_trust(folder: Path) -> store.Artifact | None:
 
 def plant(bug: str) -> None:
     """Take away the locks, or the commit: digests that a reader checks, and the rename."""
-    planted = {
+    planted: dict[str, dict[str, object]] = {
         "none": {},
         "no_lock": {"locked": _no_lock},
         "no_commit": {"write_entry": _write_in_place, "read_entry": _read_on_trust},
