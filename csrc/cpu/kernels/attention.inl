@@ -6,6 +6,8 @@
 constexpr int64_t kDecodeKeys = 48;   // x 576 floats = 110 KB: with the sums it stays in L2
 constexpr int64_t kPrefillKeys = 96;  // x (192 + 128) floats = 123 KB
 constexpr int64_t kPrefillQueries = 128;
+static_assert(kDecodeKeys % kKeysPerTile == 0 && kPrefillKeys % kKeysPerTile == 0);
+static_assert(kPrefillQueries % kRowsPerPanel == 0);
 
 static int64_t partial_size(int64_t d_v) { return kRowsPerPanel * (round_up(d_v, kValueStep) + 2); }
 
@@ -43,7 +45,7 @@ static void mla_decode_chunk(const MlaDecodeArgs& args, const MlaDecodeToken& to
                query);
   });
   const PanelState state = partial_state(partial, args.d_v);
-  reset(state, rows);
+  reset_panel(state, rows);
   const float* keys[kDecodeKeys];
   for (int64_t block = key_begin; block < key_end; block += kDecodeKeys) {
     const int64_t num_keys = key_end - block < kDecodeKeys ? key_end - block : kDecodeKeys;
@@ -132,7 +134,8 @@ static void mla_prefill_block(const MlaPrefillArgs& args, const MlaPrefillSequen
                  query + row * d_qk);
     }
   });
-  reset({.max = max, .denominator = denominator, .sums = sums, .d_v_padded = d_v_padded}, rows);
+  reset_panel({.max = max, .denominator = denominator, .sums = sums, .d_v_padded = d_v_padded},
+              rows);
   const int64_t key_end = num_visible(end - 1);
   const float* keys[kPrefillKeys];
   const float* values[kPrefillKeys];

@@ -7,11 +7,11 @@
 // no horizontal step: the transposed form of S is what both GEMMs like.
 
 #if defined(SEEKERNEL_ISA_AVX512)
-constexpr int kKeysPerTile = 8;  // x 2 vectors of rows: 16 of 32 registers, 10 loads per 16 FMAs
+constexpr int kKeysPerTile = 8;  // x 2 vectors of rows: 10 loads per 16 FMAs; 12 measured no faster
 constexpr int kRowsPerTile = 8;  // x 2 vectors of values
 #else
-constexpr int kKeysPerTile = 4;  // x 2 vectors: 8 of 16 registers
-constexpr int kRowsPerTile = 4;
+constexpr int kKeysPerTile = 6;  // x 2 vectors, 2 of rows and a broadcast: 15 of 16 registers
+constexpr int kRowsPerTile = 6;
 #endif
 constexpr int kVectorsPerPanel = 2;
 constexpr int kRowsPerPanel = kVectorsPerPanel * kWidth;
@@ -48,7 +48,7 @@ struct PanelState {
   int64_t d_v_padded;
 };
 
-static void reset(const PanelState& state, int64_t rows) {
+static void reset_panel(const PanelState& state, int64_t rows) {
   for (int64_t i = 0; i < round_up(rows, kWidth); ++i) {
     state.max[i] = -__builtin_inff();
     state.denominator[i] = 0.0f;
@@ -187,16 +187,59 @@ static void panel_step(const float* query, int64_t d, const float* const* keys,
   panel_step_vectors<2>(query, d, keys, values, num_keys, visible, rows, scores, state);
 }
 
+// Lane i of the result is lane index[i] of a followed by b.
+SEEKERNEL_INLINE vfloat shuffle(vfloat a, vfloat b, vint index) {
+#if defined(__clang__)
+  vfloat result;
+  for (int i = 0; i < kWidth; ++i) {
+    result[i] = index[i] < kWidth ? a[index[i]] : b[index[i] - kWidth];
+  }
+  return result;
+#else
+  return __builtin_shuffle(a, b, index);
+#endif
+}
+
+// Transposes kWidth vectors: log2(kWidth) rounds that interleave vector i with vector i + kWidth
+// / 2.
+SEEKERNEL_INLINE void transpose(vfloat (&x)[kWidth]) {
+  vint low, high;
+  for (int i = 0; i < kWidth; ++i) {
+    low[i] = i / 2 + (i % 2) * kWidth;
+    high[i] = low[i] + kWidth / 2;
+  }
+  for (int step = 1; step < kWidth; step *= 2) {
+    vfloat y[kWidth];
+    for (int i = 0; i < kWidth / 2; ++i) {
+      y[2 * i] = shuffle(x[i], x[i + kWidth / 2], low);
+      y[2 * i + 1] = shuffle(x[i], x[i + kWidth / 2], high);
+    }
+    for (int i = 0; i < kWidth; ++i) x[i] = y[i];
+  }
+}
+
 // packed[i][row] = x[row][i] * scale, rows past `rows` are 0; [d][kWidth or 2 kWidth].
 template <class T>
 static void pack_panel(const T* x, int64_t stride_row, int64_t rows, int64_t d, float scale,
                        float* packed) {
-  const int64_t lanes = round_up(rows, kWidth);
-  for (int64_t i = 0; i < d; ++i) {
-    for (int64_t row = 0; row < rows; ++row) {
-      packed[i * lanes + row] = to_float(x[row * stride_row + i]) * scale;
+  const int64_t lanes = round_up(rows, kWidth), d_vector = d - d % kWidth;
+  for (int64_t first = 0; first < lanes; first += kWidth) {
+    const int64_t count = rows - first < kWidth ? rows - first : kWidth;
+    const T* from = x + first * stride_row;
+    float* to = packed + first;
+    for (int64_t i = 0; i < d_vector; i += kWidth) {
+      vfloat tile[kWidth];
+      for (int row = 0; row < kWidth; ++row) {
+        tile[row] = row < count ? load(from + row * stride_row + i) * scale : splat(0.0f);
+      }
+      transpose(tile);
+      for (int k = 0; k < kWidth; ++k) store(to + (i + k) * lanes, tile[k]);
     }
-    for (int64_t row = rows; row < lanes; ++row) packed[i * lanes + row] = 0.0f;
+    for (int64_t i = d_vector; i < d; ++i) {
+      for (int64_t row = 0; row < kWidth; ++row) {
+        to[i * lanes + row] = row < count ? to_float(from[row * stride_row + i]) * scale : 0.0f;
+      }
+    }
   }
 }
 

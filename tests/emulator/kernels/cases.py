@@ -120,7 +120,6 @@ def _mma() -> list[Case]:
         _bug("attention", attend, "BUG_V_NOT_TRANSPOSED", f"RACE UNINIT BOUNDS {WRONG}"),
         _bug("attention", attend, "BUG_V_STRIDE", WRONG),
         _control("matrix_transpose", turn),
-        _bug("matrix_transpose", turn, "BUG_NO_SYNCWARP", "RACE"),
         _bug("matrix_transpose", turn, "BUG_OTHER_WARP", "RACE UNINIT"),
         _bug("matrix_transpose", turn, "BUG_ROW_ALIGNMENT", "MISALIGNED"),
     ]

@@ -22,9 +22,7 @@ extern "C" __global__ void __launch_bounds__(128) matrix_transpose(const uint16*
 #endif
   const uint32 address = base + lane % 16 * kPitch + lane / 16 * 16;
   stmatrix_x4(address, r);
-#ifndef BUG_NO_SYNCWARP
   __syncwarp();
-#endif
 #ifdef BUG_OTHER_WARP
   const uint32 from = shared_address(smem[(warp + 1) % 4]) + lane % 16 * kPitch + lane / 16 * 16;
   ldmatrix_x4_trans(t, from);
