@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-from setuptools import find_packages, setup
+from setuptools import Extension, find_packages, setup
 
 # pip's build isolation hides the environment it installs into: build against the torch that will be
 # used, and only where there is none let the build fetch one.
@@ -147,6 +147,26 @@ def extension() -> CppExtension:
     return ext
 
 
+def jit_extension() -> Extension:
+    """seekernel._jit: the launch path of JIT kernels, pybind11 without torch."""
+    import pybind11
+
+    sources = [
+        path for folder in ("jit", "heuristics") for path in (ROOT / "csrc" / folder).glob("*.cpp")
+    ]
+    ext = Extension(
+        "seekernel._jit",
+        sorted(str(path.relative_to(ROOT)) for path in sources),
+        include_dirs=[str(ROOT / "csrc"), pybind11.get_include()],
+        language="c++",
+        libraries=["dl"],
+    )
+    ext.extra_compile_args = {
+        "cxx": ["-std=c++20", "-O3", "-fvisibility=hidden", "-Wall", "-Wextra", COMMON_FLAGS[1]]
+    }
+    return ext
+
+
 os.environ.setdefault("MAX_JOBS", str(os.cpu_count() or 1))
 setup(
     package_dir={"": "python"} | {f"seekernel.{name}": name for name in GRAFTS},
@@ -156,7 +176,6 @@ setup(
         "seekernel.csrc": ["**/*.cuh", "**/*.h", "**/*.cu", "**/*.inl"],
         "seekernel.model.demo": ["checkpoint/*"],
     },
-    ext_modules=[extension()],
+    ext_modules=[extension(), jit_extension()],
     cmdclass={"build_ext": Build.with_options(use_ninja=True)},
-    options={"bdist_wheel": {"py_limited_api": "cp310"}},
 )

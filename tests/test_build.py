@@ -14,10 +14,10 @@ from unittest.mock import patch
 
 import pytest
 
-from seekernel import _C, _extension
+from seekernel import _extension
 
 ROOT = Path(__file__).resolve().parent.parent
-LIBRARY = str(_C.__file__)
+LIBRARY = str(sys.modules["seekernel._C"].__file__)
 CUDA_VERSION = _extension.build_info()["cuda_version"]
 
 needs_setup_py = pytest.mark.skipif(

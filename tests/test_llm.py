@@ -107,7 +107,8 @@ def test_single_and_list_and_token_ids(llm: LLM) -> None:
     assert isinstance(one, RequestOutput)
     ids = llm.generate(one.prompt_token_ids, greedy(4), use_tqdm=False)
     many = llm.generate([one.prompt_token_ids, one.prompt_token_ids], greedy(4), use_tqdm=False)
-    mixed = llm.generate(["It was", one.prompt_token_ids], greedy(4), use_tqdm=False)
+    prompts: list[str | list[int]] = ["It was", one.prompt_token_ids]
+    mixed = llm.generate(prompts, greedy(4), use_tqdm=False)
     assert ids.prompt is None
     for output in (ids, *many, *mixed):
         assert output.outputs == one.outputs

@@ -19,6 +19,7 @@ from seekernel.errors import SeekernelError
 COMMANDS = {
     "generate": ("seekernel.cli.generate:generate", "Complete prompts with a checkpoint."),
     "info": ("seekernel.cli.info:info", "Show versions, hardware and checkpoint, for a report."),
+    "jit": ("seekernel.cli.jit:jit", "List, clear or fill the cache of compiled kernels."),
 }
 
 

@@ -79,18 +79,18 @@ class LLM:
     @overload
     def generate(
         self,
-        prompts: str | list[int],
-        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
-        use_tqdm: bool = True,
-    ) -> RequestOutput: ...
-
-    @overload
-    def generate(
-        self,
         prompts: Prompts,
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         use_tqdm: bool = True,
     ) -> list[RequestOutput]: ...
+
+    @overload
+    def generate(
+        self,
+        prompts: str | list[int],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        use_tqdm: bool = True,
+    ) -> RequestOutput: ...
 
     def generate(
         self,

@@ -34,8 +34,9 @@ def sample(logits: Tensor, sequences: Sequence[TokenSequence]) -> list[Choice | 
         where its sequence samples.
     Returns: r choices, None for a row with a NaN or an infinite maximum. Writes: the generators.
     """
-    best_logits, best_ids = logits.max(dim=-1)
-    usable = torch.isfinite(best_logits).tolist()
+    # Not max(dim=-1): it waits for other threads, up to 30 ms when a core is busy with other work.
+    best_ids = logits.argmax(dim=-1)
+    usable = torch.isfinite(logits.gather(1, best_ids[:, None])).squeeze(1).tolist()
     greedy_ids = best_ids.tolist()
     choices: list[Choice | None] = []
     for row, sequence in enumerate(sequences):

@@ -37,9 +37,9 @@ struct sm90_fp8_gemm_nt_config {
   static constexpr int kStages = kStages_;
   static constexpr int kConsumers = BLOCK_M / 64;
   static constexpr int kThreads = 128 * (1 + kConsumers);
-  // Of 64 K registers: 128 * 40 + 256 * 232, and 128 * 40 + 128 * 240 where one consumer is alone.
+  // Of 64 K registers: 128 * 40 + 256 * 232, and 128 * 40 + 128 * 248 where one consumer is alone.
   static constexpr int kProducerRegisters = 40;
-  static constexpr int kConsumerRegisters = kConsumers == 1 ? 240 : 232;
+  static constexpr int kConsumerRegisters = kConsumers == 1 ? 248 : 232;
   // Columns of D that lie together in shared memory: 128 bytes, the span of the swizzle.
   static constexpr int kSlab = BLOCK_N < 64 ? BLOCK_N : 64;
 

@@ -1,0 +1,78 @@
+#include "jit/registry.h"
+
+#include <cstring>
+#include <mutex>
+#include <stdexcept>
+#include <unordered_map>
+
+namespace seekernel::jit {
+namespace {
+
+struct KeyHash {
+  size_t operator()(const KernelKey& key) const {
+    uint64_t hash = std::hash<std::string_view>{}(key.family);
+    for (int i = 0; i < key.num_parameters; ++i) {
+      hash = (hash ^ static_cast<uint32_t>(key.parameters[i])) * 0xD6E8FEB86659FD93;
+      hash ^= hash >> 32;
+    }
+    return hash;
+  }
+};
+
+struct Registry {
+  std::mutex mutex;
+  std::unordered_map<KernelKey, std::unique_ptr<Kernel>, KeyHash> kernels;
+  Resolver resolver;
+};
+
+// Never destroyed: at process exit the driver may be gone before a destructor runs.
+Registry& registry() {
+  static Registry& instance = *new Registry;
+  return instance;
+}
+
+const Kernel* find(const KernelKey& key) {
+  const std::lock_guard lock(registry().mutex);
+  const auto found = registry().kernels.find(key);
+  return found == registry().kernels.end() ? nullptr : found->second.get();
+}
+
+}  // namespace
+
+bool KernelKey::operator==(const KernelKey& other) const {
+  return num_parameters == other.num_parameters && parameters == other.parameters &&
+         std::strcmp(family, other.family) == 0;
+}
+
+void set_resolver(Resolver resolver) {
+  const std::lock_guard lock(registry().mutex);
+  registry().resolver = std::move(resolver);
+}
+
+const Kernel& kernel(const KernelKey& key, const KernelTraits& traits) {
+  if (const Kernel* found = find(key)) return *found;
+  Resolver resolver;
+  {
+    const std::lock_guard lock(registry().mutex);
+    resolver = registry().resolver;
+  }
+  if (!resolver) throw std::runtime_error(std::string(key.family) + ": no resolver is set");
+  // Not under the mutex: the resolver runs Python, which may hand the GIL to a thread that
+  // launches.
+  const Cubin cubin = resolver(key);
+  auto loaded = std::make_unique<Kernel>(cubin.bytes, cubin.symbol, traits);
+  const std::lock_guard lock(registry().mutex);
+  return *registry().kernels.try_emplace(key, std::move(loaded)).first->second;
+}
+
+size_t num_kernels() {
+  const std::lock_guard lock(registry().mutex);
+  return registry().kernels.size();
+}
+
+void clear_kernels() {
+  const std::lock_guard lock(registry().mutex);
+  registry().kernels.clear();
+}
+
+}  // namespace seekernel::jit

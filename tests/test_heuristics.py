@@ -1,0 +1,118 @@
+"""The GEMM config chooser: rules, limits, the tuned table, a million shapes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from seekernel import _jit
+
+H100_SHARED_BYTES = 232448
+
+
+@pytest.fixture(autouse=True)
+def _no_tuned_table() -> Iterator[None]:
+    yield
+    _jit.set_tuned_gemms([])
+
+
+@pytest.mark.parametrize(
+    ("m", "grouped", "num_sms", "swap"),
+    [
+        (1, False, 132, True),
+        (31, False, 132, True),
+        (32, False, 132, False),
+        (31, False, 78, True),
+        (32, False, 78, False),
+        (31, True, 132, True),
+        (32, True, 132, False),
+        (63, True, 78, True),
+        (64, True, 78, False),
+    ],
+)
+def test_swap_rule(m: int, grouped: bool, num_sms: int, swap: bool) -> None:
+    config = _jit.choose_gemm(m, 4096, 7168, 8, grouped, num_sms, allow_swap=True)
+    assert config.swap_ab is swap
+    assert not _jit.choose_gemm(m, 4096, 7168, 8, grouped, num_sms, allow_swap=False).swap_ab
+
+
+def test_a_million_shapes_get_a_config_that_fits() -> None:
+    ms = sorted({*range(1, 513), *(2**i + j for i in range(9, 17) for j in (-1, 0, 1))})
+    ns = [8, 24, 136, 512, 576, 1536, 2112, 3072, 4096, 7168, 9216, 16384, 24576, 32768, 36864]
+    ks = [128, 256, 384, 512, 1152, 1536, 2048, 2304, 4096, 7168, 9216, 16384, 18432]
+    num_checked = sum(
+        _jit.check_gemm_grid(ms, ns, ks, [78, 114, 132], grouped, swap)
+        for grouped in (False, True)
+        for swap in (False, True)
+    )
+    assert num_checked >= 1_000_000
+
+
+@given(
+    m=st.integers(1, 1 << 20),
+    n=st.integers(1, 1 << 13).map(lambda i: 8 * i),
+    k=st.integers(1, 1 << 9).map(lambda i: 128 * i),
+    num_sms=st.integers(1, 200),
+    grouped=st.booleans(),
+    swap=st.booleans(),
+)
+def test_shared_memory_and_registers_fit(
+    m: int, n: int, k: int, num_sms: int, grouped: bool, swap: bool
+) -> None:
+    config = _jit.choose_gemm(m, n, k, 4, grouped, num_sms, swap)
+    threads, shared, registers, limit = _jit.gemm_resources(config, k)
+    assert shared <= H100_SHARED_BYTES
+    assert registers <= limit
+    assert threads in (256, 384)
+    assert config.num_stages >= 3
+    assert config == _jit.choose_gemm(m, n, k, 4, grouped, num_sms, swap)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((0, 8, 128), "m: expected at least 1, got 0"),
+        ((1, 12, 128), "n: expected a positive multiple of 8, got 12"),
+        ((1, 0, 128), "n: expected a positive multiple of 8, got 0"),
+        ((1, 8, 192), "k: expected a positive multiple of 128, got 192"),
+        ((1, 8, -128), "k: expected a positive multiple of 128, got -128"),
+        ((1, 8, 1 << 21), "k: expected at most 1048576, got 2097152"),
+        ((1, 8, 128, 0), "num_groups: expected at least 1, got 0"),
+        ((1, 8, 128, 1, False, 0), "num_sms: expected at least 1, got 0"),
+    ],
+)
+def test_rejects(arguments: tuple[int, ...], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        _jit.choose_gemm(*arguments)
+
+
+def _row(**changes: object) -> dict[str, object]:
+    config = _jit.GemmConfig(False, 64, 32, 4)
+    row = dict(num_sms=132, n=2112, k=7168, m_min=1, m_max=16, grouped=False, config=config)
+    return row | changes
+
+
+def test_tuned_table_overrides_where_it_applies() -> None:
+    config = _jit.GemmConfig(False, 64, 32, 4)
+    default = _jit.choose_gemm(17, 2112, 7168)
+    _jit.set_tuned_gemms([_row()])
+    assert _jit.choose_gemm(1, 2112, 7168) == config
+    assert _jit.choose_gemm(16, 2112, 7168) == config
+    assert _jit.choose_gemm(17, 2112, 7168) == default
+    assert _jit.choose_gemm(1, 2112, 7168, num_sms=78) != config
+    assert _jit.choose_gemm(1, 2112, 7168, grouped=True) != config
+
+
+def test_tuned_table_refuses_what_does_not_fit() -> None:
+    _jit.set_tuned_gemms([_row()])
+    for config in (
+        _jit.GemmConfig(False, 128, 128, 8),
+        _jit.GemmConfig(False, 96, 128, 4),
+        _jit.GemmConfig(False, 64, 32, 2),
+    ):
+        with pytest.raises(ValueError, match="row 1"):
+            _jit.set_tuned_gemms([_row(), _row(config=config)])
+    assert _jit.choose_gemm(1, 2112, 7168) == _jit.GemmConfig(False, 64, 32, 4)
