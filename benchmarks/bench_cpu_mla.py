@@ -148,6 +148,7 @@ def main() -> None:
     torch.manual_seed(0)
     n = 1024
     a, b, c = torch.randn(n, n), torch.randn(n, n), torch.empty(n, n)
+    sgemm_call = partial(torch.mm, a, b, out=c)
     wide = torch.ones(1 << 26)
     print(
         f"torch {torch.__version__}, {_extension.build_info()['cpu_isa']}, {options.threads} threads, "
@@ -159,7 +160,7 @@ def main() -> None:
         f"{'GB/s':>6} {'of read':>8} {'torch us':>9} {'ratio':>6}"
     )
     for row in rows(options.only):
-        calls = [row.ours, row.torch, partial(torch.mm, a, b, out=c), wide.sum]
+        calls: list[Callable[[], object]] = [row.ours, row.torch, sgemm_call, wide.sum]
         ours, baseline, gemm, read = measure(calls, options.rounds, CLOCKS[options.clock])
         median = statistics.median
         rate, bandwidth = row.flops / median(ours) / 1e9, row.bytes_read / median(ours) / 1e9
