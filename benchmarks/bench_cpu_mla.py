@@ -18,6 +18,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -103,17 +104,14 @@ def prefill(s: int, h: int, dtype: str) -> Row:
 
 def rows(only: str) -> Iterator[Row]:
     shapes: list[tuple[str, Callable[[], Row]]] = [
-        (
-            f"decode b{b} s_kv{s} h{h} {dtype}",
-            lambda b=b, s=s, h=h, dtype=dtype: decode(b, s, h, dtype),
-        )  # type: ignore[misc]
+        (f"decode b{b} s_kv{s} h{h} {dtype}", partial(decode, b, s, h, dtype))
         for b in (1, 8)
         for s in (512, 4096)
         for h in (16, 128)
         for dtype in DTYPES
     ]
     shapes += [
-        (f"prefill s{s} {dtype}", lambda s=s, dtype=dtype: prefill(s, 16, dtype))  # type: ignore[misc]
+        (f"prefill s{s} {dtype}", partial(prefill, s, 16, dtype))
         for s in (512, 2048)
         for dtype in DTYPES
     ]
@@ -150,6 +148,7 @@ def main() -> None:
     torch.manual_seed(0)
     n = 1024
     a, b, c = torch.randn(n, n), torch.randn(n, n), torch.empty(n, n)
+    sgemm_call = partial(torch.mm, a, b, out=c)
     wide = torch.ones(1 << 26)
     print(
         f"torch {torch.__version__}, {_extension.build_info()['cpu_isa']}, {options.threads} threads, "
@@ -161,7 +160,7 @@ def main() -> None:
         f"{'GB/s':>6} {'of read':>8} {'torch us':>9} {'ratio':>6}"
     )
     for row in rows(options.only):
-        calls = [row.ours, row.torch, lambda: torch.mm(a, b, out=c), wide.sum]
+        calls: list[Callable[[], object]] = [row.ours, row.torch, sgemm_call, wide.sum]
         ours, baseline, gemm, read = measure(calls, options.rounds, CLOCKS[options.clock])
         median = statistics.median
         rate, bandwidth = row.flops / median(ours) / 1e9, row.bytes_read / median(ours) / 1e9
