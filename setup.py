@@ -178,5 +178,4 @@ setup(
     },
     ext_modules=[extension(), jit_extension()],
     cmdclass={"build_ext": Build.with_options(use_ninja=True)},
-    options={"bdist_wheel": {"py_limited_api": "cp310"}},
 )

@@ -19,7 +19,8 @@ def missing_bytes(elf: bytes) -> int:
     if len(elf) < _ELF_HEADER.size:
         return _ELF_HEADER.size - len(elf)
     header = _ELF_HEADER.unpack_from(elf)
-    return max(0, header[5] + header[9] * header[10] - len(elf))
+    programs, program_size, num_programs = (int(header[i]) for i in (5, 9, 10))
+    return max(0, programs + program_size * num_programs - len(elf))
 
 
 def kernel_name(cubin: bytes) -> str:

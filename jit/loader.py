@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from functools import lru_cache
@@ -19,6 +20,17 @@ from seekernel.jit.spec import KernelSpec
 from seekernel.jit.store import Artifact, Meta
 
 logger = logging.getLogger("seekernel.jit")
+
+
+_instances: weakref.WeakSet[Jit] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for instance in _instances:
+        instance.reset_locks()
+
+
+os.register_at_fork(after_in_child=_after_fork)
 
 
 class Jit:
@@ -44,11 +56,11 @@ class Jit:
         self.num_compiled = 0
         self._validate = validate
         self._done: dict[KernelSpec, Artifact] = {}
-        self._reset_locks()
-        os.register_at_fork(after_in_child=self._reset_locks)
+        self.reset_locks()
+        _instances.add(self)
 
-    def _reset_locks(self) -> None:
-        # A child forked while another thread held one would wait for it for ever.
+    def reset_locks(self) -> None:
+        """Forget who is compiling: a child forked meanwhile would wait for ever."""
         self._guard = threading.Lock()
         self._busy: dict[KernelSpec, threading.Lock] = {}
 

@@ -7,6 +7,7 @@ import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
@@ -63,8 +64,7 @@ def _binding() -> Any:
             for builtins in library.parent.glob("libnvrtc-builtins.so.*"):
                 ctypes.CDLL(str(builtins), mode=ctypes.RTLD_GLOBAL)
             ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
-        from cupy_backends.cuda.libs import nvrtc
-
+        nvrtc: Any = import_module("cupy_backends.cuda.libs.nvrtc")
         nvrtc.getVersion()
     except Exception as error:  # CuPy's own exception types exist only once it is imported.
         raise CompilerMissing(f"NVRTC: cannot be loaded ({error}); {HELP}") from error

@@ -22,6 +22,7 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 
 from seekernel.jit import Jit, KernelCache, KernelSpec, cache, nvrtc, store
@@ -41,7 +42,7 @@ def _write_in_place(
 ) -> None:
     target = root / "kernels" / entry
     target.mkdir(exist_ok=True)
-    (target / store.META).write_text(json.dumps(store.asdict(artifact.meta)))
+    (target / store.META).write_text(json.dumps(asdict(artifact.meta)))
     half = len(artifact.cubin) // 2
     with (target / store.CUBIN).open("wb", buffering=0) as file:
         file.write(artifact.cubin[:half])
@@ -59,11 +60,13 @@ def _read_on_trust(folder: Path) -> store.Artifact | None:
 
 def plant(bug: str) -> None:
     """Take away the locks, or the commit: digests that a reader checks, and the rename."""
-    if bug == "no_lock":
-        cache.locked = _no_lock
-    elif bug == "no_commit":
-        cache.write_entry = _write_in_place  # type: ignore[assignment]
-        cache.read_entry = _read_on_trust
+    planted: dict[str, dict[str, object]] = {
+        "none": {},
+        "no_lock": {"locked": _no_lock},
+        "no_commit": {"write_entry": _write_in_place, "read_entry": _read_on_trust},
+    }
+    for name, replacement in planted[bug].items():
+        setattr(cache, name, replacement)
 
 
 def use_cache(root: Path, specs: list[KernelSpec], report: Path, order: random.Random) -> None:
@@ -108,15 +111,15 @@ def run_round(folder: Path, seed: int, expected_s: float) -> tuple[list[str], in
     for when, victim in sorted((order.uniform(0, expected_s), victim) for victim in victims):
         time.sleep(max(0.0, begin + when - time.monotonic()))
         os.kill(victim, signal.SIGKILL)
-    status = {child: os.waitpid(child, 0)[1] for child in children}
+    statuses = {child: os.waitpid(child, 0)[1] for child in children}
 
     faults, compiled, killed = [], Counter[str](), 0
     digests: dict[str, set[str]] = {}
     for index, child in enumerate(children):
-        if os.WIFSIGNALED(status[child]):
+        if os.WIFSIGNALED(statuses[child]):
             killed += 1
             continue
-        if status[child]:
+        if statuses[child]:
             faults.append(f"process {index}: {(folder / f'{index}.error').read_text()}")
             continue
         report = json.loads((folder / f"{index}.json").read_text())

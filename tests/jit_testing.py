@@ -64,4 +64,4 @@ def nvcc_or_skip() -> Compiler:
 
 def tiny_jit(root: Path, **options: object) -> Jit:
     """A JIT of its own over `root` that sees only the tiny headers."""
-    return Jit(KernelCache(root, **options), nvrtc_or_skip(), TINY_HEADERS)  # type: ignore[arg-type]
+    return Jit(KernelCache(root, **options), nvrtc_or_skip(), TINY_HEADERS)

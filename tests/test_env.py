@@ -80,6 +80,10 @@ def test_the_table_has_a_row_for_every_variable() -> None:
     assert len(set(NAMES)) == len(NAMES)
 
 
+def test_the_readme_has_the_table() -> None:
+    assert env.markdown_table() in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
 def test_every_variable_of_ours_in_the_sources_is_registered() -> None:
     found: dict[str, Path] = {}
     for folder in ("setup.py", "csrc", "jit", "model", "python", "benchmarks"):

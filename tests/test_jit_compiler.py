@@ -273,7 +273,7 @@ def test_nvrtc_identity_is_the_build_id_of_the_loaded_library() -> None:
 )
 def test_bad_specs(arguments: tuple[object, ...], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        KernelSpec(*arguments)  # type: ignore[arg-type]
+        KernelSpec(*arguments)
 
 
 def test_unknown_family_and_wrong_count() -> None:

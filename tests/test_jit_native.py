@@ -12,7 +12,9 @@ import pytest
 
 from seekernel import _jit
 from seekernel.jit import JitDisabled, native
+from seekernel.jit.compiler import find_nvcc
 from seekernel.jit.families import kernel_spec
+from seekernel.jit.headers import installed_headers
 from tests.jit_testing import nvcc_or_skip, tiny_jit
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -74,7 +76,8 @@ def test_without_a_driver_everything_says_so() -> None:
 
 def test_our_declarations_are_those_of_cuda_h(tmp_path: Path) -> None:
     """The driver's interface as we wrote it down, against the toolkit's header."""
-    header = Path(nvcc_or_skip().path).resolve().parent.parent / "include"
+    nvcc_or_skip()
+    header = find_nvcc().resolve().parent.parent / "include"
     candidates = [
         header,
         *Path("/usr/local").glob("cuda*/include"),
@@ -196,7 +199,7 @@ def test_a_missing_kernel_is_compiled_through_the_cache(
     null_driver: list[tuple[str, tuple[int, ...]]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     jit = tiny_jit(tmp_path)
-    jit.headers = __import__("seekernel.jit.headers", fromlist=["x"]).installed_headers()
+    jit.headers = installed_headers()
     native.install(jit)
     _gemm()
     _gemm()

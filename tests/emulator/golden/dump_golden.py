@@ -18,6 +18,7 @@ import numpy as np
 from tests.emulator.golden import (
     probes_alu,
     probes_convert,
+    probes_kernels,
     probes_matrix,
     probes_tma,
     probes_wgmma,
@@ -31,7 +32,7 @@ VECTORS = Path(__file__).parent / "vectors"
 
 def all_probes() -> list[Probe]:
     """Every probe of every family, names unique."""
-    modules = (probes_alu, probes_convert, probes_matrix, probes_wgmma, probes_tma)
+    modules = (probes_alu, probes_convert, probes_matrix, probes_wgmma, probes_tma, probes_kernels)
     return [probe for module in modules for probe in module.probes()]
 
 
@@ -73,7 +74,7 @@ def dump(device: Device, folder: Path, family: str, skip: set[str]) -> list[str]
             continue
         vectors[probe.name] = first
     folder.mkdir(parents=True, exist_ok=True)
-    np.savez_compressed(folder / f"{family}.npz", **vectors)  # type: ignore[arg-type]
+    np.savez_compressed(folder / f"{family}.npz", **vectors)
     (folder / "device.json").write_text(json.dumps(describe(device), indent=1) + "\n")
     return failures
 
