@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -161,8 +162,6 @@ def test_debug_shows_the_traceback(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_special_files_do_not_hang(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    import os
-
     for name in (
         "tokenizer_config.json",
         "generation_config.json",
@@ -177,6 +176,17 @@ def test_special_files_do_not_hang(folder: Path, capsys: pytest.CaptureFixture[s
         (folder / name).unlink()
         if kept is not None:
             (folder / name).write_bytes(kept)
+
+
+@pytest.mark.parametrize("name", ["SEEKERNEL_CPU_ISA", "SEEKERNEL_JIT_CACHE_MAX_MB"])
+def test_bad_environment_is_named(checkpoint: Path, name: str) -> None:
+    args = ["generate", "--model_dir", str(checkpoint)] if name.endswith("ISA") else ["jit", "ls"]
+    result = subprocess.run(
+        [sys.executable, "-m", "seekernel", *args],
+        env={**os.environ, name: "foo"}, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert (result.returncode, result.stdout) == (2, "")
+    assert re.fullmatch(rf"seekernel: error: {name}: expected .*, got 'foo'\n", result.stderr)
 
 
 def test_process_exit_status(folder: Path) -> None:

@@ -30,7 +30,7 @@ def python(*args: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize(
-    "args", [["--help"], ["generate", "--help"], ["info", "-h"], ["--version"]]
+    "args", [["--help"], ["generate", "--help"], ["info", "-h"], ["jit", "--help"], ["--version"]]
 )
 def test_help_imports_no_torch(args: list[str]) -> None:
     script = (
@@ -45,7 +45,8 @@ def test_help_imports_no_torch(args: list[str]) -> None:
 
 def test_package_attributes_load_on_use() -> None:
     script = (
-        "import sys, seekernel; assert 'torch' not in sys.modules; "
+        "import os, sys, seekernel; assert 'torch' not in sys.modules; "
+        "assert os.environ['GOMP_SPINCOUNT'], 'must be set before torch is loaded'; "
         "seekernel.ops.rms_norm; assert 'torch' in sys.modules; "
         "assert 'LLM' in dir(seekernel); seekernel.nothing"
     )

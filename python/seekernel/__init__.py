@@ -6,10 +6,15 @@ torch.ops.seekernel.* exist once seekernel.ops is imported.
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from seekernel._version import __version__
+
+# libgomp reads this once, when torch loads it: threads that wait at a barrier give their core away
+# soon, instead of spinning against whoever holds the other one.
+os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 
 if TYPE_CHECKING:
     import seekernel.engine as engine

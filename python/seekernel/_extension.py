@@ -1,11 +1,5 @@
 """Loads the compiled ops. Importing this module registers torch.ops.seekernel.*."""
 
-import os
-
-# libgomp reads this once, when torch loads it: threads that wait at a barrier give their core away
-# soon, instead of spinning against whoever holds the other one.
-os.environ.setdefault("GOMP_SPINCOUNT", "2000")
-
 import torch
 
 try:

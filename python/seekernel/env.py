@@ -15,10 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypeVar
 
+from seekernel.errors import SeekernelError
+
 T = TypeVar("T")
 
 
-class EnvError(ValueError):
+class EnvError(SeekernelError):
     """An environment variable holds a value that it cannot take."""
 
     def __init__(self, name: str, expected: str, got: str) -> None:

@@ -11,6 +11,7 @@ from typing import Any, TypeAlias, overload
 import torch
 from tqdm import tqdm
 
+from seekernel._extension import build_info
 from seekernel.engine.checkpoint import resolve_model_dir
 from seekernel.engine.core import DEVICE, EngineCore
 from seekernel.engine.options import EngineOptions
@@ -44,6 +45,10 @@ class LLM:
 
     def __init__(self, model: str | Path | None = None, **options: Any) -> None:
         self.options = EngineOptions.from_keywords(options)
+        try:
+            build_info()
+        except RuntimeError as error:  # SEEKERNEL_CPU_ISA names what there is not
+            raise OptionError(str(error)) from None
         self.model_dir = resolve_model_dir(model)
         self.config = ModelConfig.from_dir(self.model_dir)
         limit = self.config.max_position_embeddings
