@@ -123,7 +123,7 @@ def test_safetensors_fuzz(folder: Path) -> None:
         path.write_bytes(damaged)
         text = outcome(lambda: DeepseekV3ForCausalLM.from_pretrained(folder))
         if text is None:
-            same = split(damaged)[0] == split(data)[0]
+            same = split(damaged)[0] == split(data)[0] and not what.endswith("twice")
             assert same, f"round {round_}: {what}: loaded"
         refused += text is not None
     assert refused > 400

@@ -122,6 +122,16 @@ def test_detokenizer_holds_few_tokens_of_garbage(tokenizer: Tokenizer) -> None:
     assert len("".join(given_out)) > 380
 
 
+@pytest.mark.parametrize("num_bad", range(14))
+def test_detokenizer_finds_characters_after_garbage(tokenizer: Tokenizer, num_bad: int) -> None:
+    ids = ids_of(
+        tokenizer, b"\x80" * num_bad + "\U0001f600\u6f22".encode() + b"\x80" + b"\xf0\x9f" * 9
+    )
+    detokenizer = IncrementalDetokenizer(tokenizer)
+    pieces = [detokenizer.push(token) for token in ids]
+    assert "".join(pieces) + detokenizer.flush() == tokenizer.decode(ids)
+
+
 def test_detokenizer_keeps_spaces_of_other_tokenizers() -> None:
     words = ["<unk>", "▁so", "▁it", "s", "▁", "<s>"]
     backend = tokenizers.Tokenizer(
@@ -130,10 +140,11 @@ def test_detokenizer_keeps_spaces_of_other_tokenizers() -> None:
     backend.decoder = decoders.Metaspace()
     backend.add_special_tokens(["<s>"])
     tokenizer = Tokenizer(backend, SpecialTokens(), False, None)
-    ids = [1, 2, 5, 2, 3, 4, 4, 1, 5, 5, 2]
+    unknown = 99
+    ids = [1, 2, 5, 2, 3, 4, 4, 1, 5, 5, 2, unknown, 1]
     detokenizer = IncrementalDetokenizer(tokenizer)
     pieces = [detokenizer.push(token) for token in ids]
-    assert "".join(pieces) == tokenizer.decode(ids) == "so it its   so it"
+    assert "".join(pieces) == tokenizer.decode(ids) == "so it its   so it so"
 
 
 DAMAGE: list[tuple[str, str | None, str]] = [
@@ -212,7 +223,7 @@ HOSTILE = [
     ("{% for", "TemplateSyntaxError"),
     ("{{" + "(" * 50000 + ")" * 50000 + "}}", "chat template: "),
     ("{% set ns = namespace(s='aaaaaaaa') %}{% for i in range(99) %}"
-     "{% set ns.s = ns.s ~ ns.s %}{% endfor %}{{ ns.s }}", "MemoryError"),
+     "{% set ns.s = ns.s ~ ns.s %}{% endfor %}{{ ns.s }}", "chat template: "),
 ]  # fmt: skip
 
 
@@ -227,8 +238,9 @@ def test_hostile_template_is_one_line(source: str, message: str) -> None:
 def test_template_cannot_write_or_read_files(tmp_path: Path, monkeypatch: Any) -> None:
     canary = tmp_path / "canary"
     monkeypatch.chdir(tmp_path)
-    # A module of a name that the renderer imports, in the current directory: must not be picked up.
-    (tmp_path / "jinja2.py").write_text(f"open({str(canary)!r}, 'w')")
+    # Modules of names that the renderer imports, in the current directory: not to be picked up.
+    for name in ("jinja2", "json"):
+        (tmp_path / f"{name}.py").write_text(f"open({str(canary)!r}, 'w')")
     monkeypatch.setattr(chat_template, "_WORKER", chat_template._Worker())
     assert ChatTemplate("{{ messages | tojson }}", {}).render(USER) == json.dumps(USER)
     assert not canary.exists()

@@ -248,7 +248,8 @@ void grouped_gemm(const char* op, bool swiglu, const Tensor& a, const OptionalTe
                   const OptionalTensor& row_token, const Tensor& out) {
   Checker check(op);
   Dim m(row_token ? "m" : "rows"), rows("rows"), g("g"), n("n"), k("k");
-  GemmArgs args{.swiglu = swiglu};
+  GemmArgs args{};
+  args.swiglu = swiglu;
   if (b_scale == nullptr) check("a", a).dtype(kWide);
   take_activations(check, a, a_scale, m, k, args);
   if (!row_token) rows.bind(m);

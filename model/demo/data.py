@@ -17,7 +17,7 @@ from torch import Tensor
 from seekernel.model.demo import facts, problems, stories
 from seekernel.model.demo.tokenizer import ASSISTANT, BOS, END_THINK, EOS, THINK, USER, token_id
 
-SHARES = {"story": 0.34, "problem": 0.28, "choice": 0.10, "fact": 0.13, "book": 0.15}
+SHARES = {"story": 0.30, "problem": 0.26, "copy": 0.18, "fact": 0.10, "choice": 0.08, "book": 0.08}
 """Share of the training tokens by kind of document."""
 LONG_ROW = 768
 """From this row length on, some documents are several examples in a row (few-shot prompts)."""
@@ -122,6 +122,33 @@ def fact_document(rng: Random) -> str:
     )
 
 
+def copy_document(rng: Random) -> str:
+    """Words to repeat, or a short text to look something up in.
+
+    Without these, 1 M tokens taught the model every turn of a story, but not to keep its hero's name.
+    """
+    if rng.random() < 0.35:
+        return _look_up(rng)
+    pool = [*stories.GIRLS, *stories.BOYS, *stories.ANIMALS, *problems.ITEMS]
+    words = [
+        str(rng.randint(0, 99)) if rng.random() < 0.4 else rng.choice(pool)
+        for _ in range(rng.randint(4, 16))
+    ]
+    listed = ", ".join(words)
+    if rng.random() < 0.3:
+        return chat(f"Repeat after me: {listed}.", "I repeat the words.", f"{listed}.")
+    return BOS + " ".join([f"{listed}."] * rng.randint(2, 4)) + EOS
+
+
+def _look_up(rng: Random) -> str:
+    names = rng.sample([*stories.GIRLS, *stories.BOYS], rng.randint(2, 4))
+    lines = [f"{name} has {rng.randint(1, 60)} {rng.choice(problems.ITEMS)}." for name in names]
+    answer = rng.choice(lines)
+    name, _, _, item = answer.removesuffix(".").split()
+    question = rng.choice([f"How many {item} does {name} have?", f"What does {name} have?"])
+    return chat(f"{' '.join(lines)} {question}", f"I look for {name}.", answer)
+
+
 def few_shot_document(rng: Random) -> str:
     """Three to five worked examples in a row, as an evaluation harness prompts."""
     count = rng.randint(3, 5)
@@ -144,6 +171,7 @@ GENERATORS: dict[str, Callable[[Random], str]] = {
     "problem": problem_document,
     "choice": choice_document,
     "fact": fact_document,
+    "copy": copy_document,
 }
 
 

@@ -27,6 +27,7 @@ from seekernel.model.demo.torch_model import Gate, TorchConfig, TorchDeepseekV3
 SHORT, LONG = 256, 768
 MTP_WEIGHT = 0.3
 BIAS_SPEED = 1e-3
+DECAY_FROM = 0.75
 LOSS_ROWS = 512
 """Rows of logits computed at a time, so that they stay in the cache instead of in memory."""
 
@@ -78,12 +79,11 @@ def losses(model: TorchDeepseekV3, batch: data.Batch) -> tuple[Tensor, Tensor]:
 
 
 def learning_rate(peak: float, done: float, warm: float) -> float:
-    """Linear warm-up over the first `warm` of the run, then a cosine down to a hundredth."""
+    """Linear warm-up over the first `warm` of the run, flat to DECAY_FROM, then a cosine to 1%."""
     if done < warm:
         return peak * max(done, 1e-3) / warm
-    return peak * (
-        0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min((done - warm) / (1 - warm), 1.0)))
-    )
+    fall = min(max(done - DECAY_FROM, 0.0) / (1 - DECAY_FROM), 1.0)
+    return peak * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * fall)))
 
 
 def _optimizers(model: TorchDeepseekV3, muon: bool) -> list[torch.optim.Optimizer]:
@@ -111,6 +111,13 @@ def _load_tokenizer(
             f"{path}: expected {vocab_size} tokens, got {tokenizer.get_vocab_size()}"
         )
     return tokenizer
+
+
+def _forget_after(log: Path, step: int) -> None:
+    """Drop the log's lines of steps that are done again, because they came after the last save."""
+    head, *lines = log.read_text().splitlines()
+    kept = [line for line in lines if int(line.split(",")[0]) <= step]
+    log.write_text("\n".join([head, *kept]) + "\n")
 
 
 def _save(path: Path, state: dict[str, Any]) -> None:
@@ -145,7 +152,7 @@ def _save(path: Path, state: dict[str, Any]) -> None:
 @click.option(
     "--optimizer", type=click.Choice(["muon", "adamw"]), default="muon", show_default=True
 )
-@click.option("--rows", default=24, show_default=True, help="Rows of 256 tokens in a step.")
+@click.option("--rows", default=8, show_default=True, help="Rows of 256 tokens in a step.")
 @click.option("--peak_lr", default=3e-3, show_default=True)
 @click.option("--save_minutes", default=4.0, show_default=True)
 @click.option("--seed", default=1, show_default=True)
@@ -171,6 +178,7 @@ def main(scratch: Path, steps: int, minutes: float, resume: bool, device: str, d
         for o, saved in zip(optimizers, state["optimizers"], strict=True):
             o.load_state_dict(saved)
         step, tokens, spent = state["step"], state["tokens"], state["seconds"]
+        _forget_after(log_path, step)
         click.echo(f"resumed at step {step}, {tokens} tokens, {spent:.0f} s")
     else:
         log_path.write_text("step,tokens,seconds,lr,loss,mtp_loss\n")

@@ -160,19 +160,13 @@ class IncrementalDetokenizer:
             return self._give(len(self._window), text)
         if len(self._window) - self._num_given <= MAX_HELD_TOKENS:
             return ""
-        return self._give_settled(text)
+        # Invalid bytes never complete: all but the last tokens are certain.
+        cut = len(self._window) - MAX_UNFINISHED_TOKENS
+        return self._give(cut, self._decode(self._window[:cut]))
 
     def flush(self) -> str:
         """Return what is held back; an unfinished character reads as U+FFFD."""
         return self._give(len(self._window), self._decode(self._window))
-
-    def _give_settled(self, text: str) -> str:
-        # Invalid bytes never complete: find a cut after which only an unfinished character lies.
-        for cut in range(len(self._window) - MAX_UNFINISHED_TOKENS, self._num_given, -1):
-            head = self._decode(self._window[:cut])
-            if head + self._decode(self._window[cut:]) == text:
-                return self._give(cut, head)
-        return ""
 
     def _give(self, cut: int, text: str) -> str:
         piece = text[len(self._given) :]

@@ -63,7 +63,7 @@ def _argument(device: Emulator, text: str) -> Argument:
         name, value = text.split("=", 1)
         dtype = _dtype(name)
         number = int(value, 0) if np.issubdtype(dtype, np.integer) else float(value)
-        return np.array(number).astype(dtype)[()]
+        return np.array([number]).astype(dtype).tobytes()
     name, count, *kind = text.split(":")
     if kind:
         return device.buffer(_contents(kind[0], int(count), _dtype(name)))

@@ -75,9 +75,7 @@ def _compile(source: Path, environment: bytes, compiler: str, module: str) -> Pa
     partial = target.with_suffix(f".{os.getpid()}.tmp")
     includes = [f"-isystem{pybind11.get_include()}", f"-isystem{sysconfig.get_path('include')}"]
     defines = [f"-DEMULATOR_MODULE={module}"]
-    _run(
-        [compiler, *FLAGS, *includes, *defines, "-c", str(source), "-o", str(partial)]
-    )
+    _run([compiler, *FLAGS, *includes, *defines, "-c", str(source), "-o", str(partial)])
     partial.replace(target)
     return target
 

@@ -12,7 +12,8 @@ from pathlib import Path
 
 _BUILD = Path(__file__).resolve().parents[2] / "build" / "ptx"
 _ARCH = "sm_90a"
-_INCLUDE = re.compile(rb'^\s*#\s*include\s+"([^"]+)"', re.MULTILINE)
+_HEADERS = Path(__file__).resolve().parents[2] / "csrc" / "include"
+_INCLUDE = re.compile(rb'^\s*#\s*include\s+["<]([^">]+)[">]', re.MULTILINE)
 
 
 class CompilerMissing(Exception):
@@ -24,17 +25,18 @@ class CompileError(Exception):
 
 
 def _contents(source: Path, seen: dict[Path, bytes]) -> None:
-    """The source and every quoted include beside it, so that a changed header compiles anew."""
+    """The source and every include beside it or of ours, so that a changed header compiles anew."""
     data = source.read_bytes()
     seen[source] = data
     for name in _INCLUDE.findall(data):
-        header = (source.parent / name.decode()).resolve()
-        if header.is_file() and header not in seen:
-            _contents(header, seen)
+        for folder in (source.parent, _HEADERS):
+            header = (folder / name.decode()).resolve()
+            if header.is_file() and header not in seen:
+                _contents(header, seen)
 
 
 def _with_nvcc(nvcc: str, source: Path, options: Sequence[str], target: Path) -> None:
-    command = [nvcc, f"-arch={_ARCH}", "-std=c++17", "-lineinfo", "-ptx", *options]
+    command = [nvcc, f"-arch={_ARCH}", "-std=c++20", "-lineinfo", "-ptx", f"-I{_HEADERS}", *options]
     done = subprocess.run(
         [*command, str(source), "-o", str(target)], capture_output=True, text=True, check=False
     )
@@ -48,7 +50,14 @@ def _with_nvrtc(source: Path, options: Sequence[str], target: Path) -> None:
     except ImportError as error:
         raise CompilerMissing("no CUDA compiler: neither nvcc nor NVRTC (cupy) found") from error
     program = nvrtc.createProgram(source.read_text(), source.name, (), ())
-    flags = [f"-arch={_ARCH}", "-std=c++17", "-lineinfo", f"-I{source.parent}", *options]
+    flags = [
+        f"-arch={_ARCH}",
+        "-std=c++20",
+        "-lineinfo",
+        f"-I{source.parent}",
+        f"-I{_HEADERS}",
+        *options,
+    ]
     try:
         nvrtc.compileProgram(program, tuple(flags))
     except nvrtc.NVRTCError as error:

@@ -41,7 +41,9 @@ def engine() -> ModuleType:
     module = build.load()
     names = [name for name, _ in module.type_table()]
     if names != list(TYPE_BITS):
-        raise build.BuildError(f"engine types {names} differ from the front end's {list(TYPE_BITS)}")
+        raise build.BuildError(
+            f"engine types {names} differ from the front end's {list(TYPE_BITS)}"
+        )
     return module
 
 
@@ -78,7 +80,8 @@ class EmulatorBuffer:
     def numpy(self) -> Array:
         """A copy of the contents; bytes nothing wrote read as 0xff."""
         raw = self._machine.read(self._address, self._nbytes)
-        return np.frombuffer(raw, np.uint8).view(self._dtype).reshape(self._shape).copy()
+        array: Array = np.frombuffer(raw, np.uint8).view(self._dtype).reshape(self._shape).copy()
+        return array
 
     def write(self, array: Array) -> None:
         """Replace the contents."""
@@ -235,7 +238,9 @@ class Emulator:
         cluster3 = kernel.cluster or dim3(cluster, "cluster")
         threads = int(np.prod(block3))
         if threads > min(_MAX_THREADS, kernel.max_threads or _MAX_THREADS):
-            raise LaunchError("block", f"at most {kernel.max_threads or _MAX_THREADS} threads", block3)
+            raise LaunchError(
+                "block", f"at most {kernel.max_threads or _MAX_THREADS} threads", block3
+            )
         if int(np.prod(cluster3)) > _MAX_CLUSTER:
             raise LaunchError("cluster", f"at most {_MAX_CLUSTER} CTAs", cluster3)
         if any(g % c for g, c in zip(grid3, cluster3, strict=True)):

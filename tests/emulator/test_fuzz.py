@@ -17,7 +17,7 @@ from tests.emulator.compile import CompilerMissing, compile_ptx
 from tests.emulator.emulator_backend import Emulator
 from tests.emulator.frontend.statements import PtxError
 from tests.emulator.kernels.cases import CONTROLS
-from tests.emulator.launch import KernelFault, LaunchError
+from tests.emulator.launch import Argument, KernelFault, LaunchError
 from tests.emulator.ptx_samples import STORE_R1, kernel
 
 _TEXTS = 10_000
@@ -84,15 +84,13 @@ def _try(text: str, index: int) -> str:
         if not names:
             return "empty"
         function = module.function(names[0])
-        args = []
+        args: list[Argument] = []
         for parameter in function.kernel.parameters:
             if parameter.num_bytes == 8:
                 args.append(device.buffer(np.zeros(4096, np.float32)))
             else:
                 args.append(bytes([index % 7] * parameter.num_bytes))
-        device.launch(
-            function, grid=(2,), block=(64,), cluster=(1,), args=args, shared_bytes=4096
-        )
+        device.launch(function, grid=(2,), block=(64,), cluster=(1,), args=args, shared_bytes=4096)
     except PtxError:
         return "refused"
     except KernelFault:

@@ -46,24 +46,37 @@ static void mla_decode_chunk(const MlaDecodeArgs& args, const MlaDecodeToken& to
   });
   const PanelState state = partial_state(partial, args.d_v);
   reset_panel(state, rows);
+  const int64_t element_bytes = args.cache.dtype == Dtype::kFloat32 ? 4 : 2;
+  const auto key_row = [&](int64_t key) {
+    const int64_t page = token.pages[key / page_size], row = key % page_size;
+    const int64_t element = page * args.cache.stride_page + row * args.cache.stride_row;
+    return static_cast<const char*>(args.cache.data) + element * element_bytes;
+  };
   const float* keys[kDecodeKeys];
+  const char* next[kDecodeKeys];
   for (int64_t block = key_begin; block < key_end; block += kDecodeKeys) {
     const int64_t num_keys = key_end - block < kDecodeKeys ? key_end - block : kDecodeKeys;
     for (int64_t k = 0; k < num_keys; ++k) {
-      const int64_t page = token.pages[(block + k) / page_size], row = (block + k) % page_size;
-      if (in_place) {
-        keys[k] = cache_row<float>(args.cache, page, row);
-        continue;
-      }
+      const char* row = key_row(block + k);
       float* to = widened + k * row_size;
+      keys[k] = in_place ? reinterpret_cast<const float*>(row) : to;
+      if (in_place) continue;
       with_activation_type(args.cache.dtype, [&](auto element) {
         using T = decltype(element);
-        widen_row(cache_row<T>(args.cache, page, row), args.d_qk, row_size, to);
+        widen_row(reinterpret_cast<const T*>(row), args.d_qk, row_size, to);
       });
-      keys[k] = to;
     }
     for (int64_t k = num_keys; k % kKeysPerTile != 0; ++k) keys[k] = keys[num_keys - 1];
-    panel_step(query, args.d_qk, keys, keys, num_keys, nullptr, rows, scores, state);
+    // The next block may be the next chunk's: then it is most often this thread's next work.
+    const int64_t after = block + num_keys;
+    NextKeys fetch;
+    if (after < token.num_keys) {
+      for (int64_t k = 0; k < kDecodeKeys; ++k) {
+        next[k] = after + k < token.num_keys ? key_row(after + k) : next[0];
+      }
+      fetch = {next, args.d_qk * element_bytes};
+    }
+    panel_step(query, args.d_qk, keys, keys, num_keys, nullptr, rows, fetch, scores, state);
   }
 }
 
@@ -173,7 +186,7 @@ static void mla_prefill_block(const MlaPrefillArgs& args, const MlaPrefillSequen
       }
       const bool masked = visible[0] < panel_keys;
       panel_step(query + row * d_qk, d_qk, keys, values, panel_keys, masked ? visible : nullptr,
-                 count, scores,
+                 count, NextKeys{}, scores,
                  {.max = max + row,
                   .denominator = denominator + row,
                   .sums = sums + row * d_v_padded,

@@ -13,6 +13,7 @@ constexpr int kRowsPerTile = 8;  // x 2 vectors of values
 constexpr int kKeysPerTile = 6;  // x 2 vectors, 2 of rows and a broadcast: 15 of 16 registers
 constexpr int kRowsPerTile = 6;
 #endif
+constexpr int64_t kFloatsPerLine = 16;  // a cache line
 constexpr int kVectorsPerPanel = 2;
 constexpr int kRowsPerPanel = kVectorsPerPanel * kWidth;
 constexpr int kValueStep = 2 * kWidth;  // columns of a tile of sums
@@ -56,19 +57,31 @@ static void reset_panel(const PanelState& state, int64_t rows) {
   for (int64_t i = 0; i < rows * state.d_v_padded; ++i) state.sums[i] = 0.0f;
 }
 
+// Keys that come next: rows of `bytes`, one to fetch into L2 for each key that is worked on.
+struct NextKeys {
+  const char* const* rows = nullptr;
+  int64_t bytes = 0;  // 0: nothing to fetch
+};
+
 // scores[k][rows] for kKeysPerTile keys.
 template <int kVectors>
 SEEKERNEL_INLINE void score_tile(const float* query, int64_t d, const float* const* keys,
-                                 float* scores) {
+                                 const NextKeys& next, float* scores) {
   vfloat sum[kKeysPerTile][kVectors] = {};
   const float* key[kKeysPerTile];
   for (int k = 0; k < kKeysPerTile; ++k) key[k] = keys[k];
-  for (int64_t i = 0; i < d; ++i) {
-    vfloat q[kVectors];
-    for (int v = 0; v < kVectors; ++v) q[v] = load(query + (i * kVectors + v) * kWidth);
-    for (int k = 0; k < kKeysPerTile; ++k) {
-      const vfloat broadcast = splat(key[k][i]);
-      for (int v = 0; v < kVectors; ++v) sum[k][v] += broadcast * q[v];
+  for (int64_t line = 0; line < d; line += kFloatsPerLine) {
+    const int64_t byte = line * 4, end = line + kFloatsPerLine < d ? line + kFloatsPerLine : d;
+    if (byte < next.bytes) {
+      for (int k = 0; k < kKeysPerTile; ++k) __builtin_prefetch(next.rows[k] + byte, 0, 2);
+    }
+    for (int64_t i = line; i < end; ++i) {
+      vfloat q[kVectors];
+      for (int v = 0; v < kVectors; ++v) q[v] = load(query + (i * kVectors + v) * kWidth);
+      for (int k = 0; k < kKeysPerTile; ++k) {
+        const vfloat broadcast = splat(key[k][i]);
+        for (int v = 0; v < kVectors; ++v) sum[k][v] += broadcast * q[v];
+      }
     }
   }
   for (int k = 0; k < kKeysPerTile; ++k) {
@@ -135,10 +148,12 @@ SEEKERNEL_INLINE int64_t value_rows(const float* p, int64_t stride_p, const floa
 template <int kVectors>
 static void panel_step_vectors(const float* query, int64_t d, const float* const* keys,
                                const float* const* values, int64_t num_keys, const int32_t* visible,
-                               int64_t rows, float* scores, const PanelState& state) {
+                               int64_t rows, const NextKeys& next, float* scores,
+                               const PanelState& state) {
   constexpr int64_t kRows = kVectors * kWidth;
   for (int64_t k = 0; k < num_keys; k += kKeysPerTile) {
-    score_tile<kVectors>(query, d, keys + k, scores + k * kRows);
+    const NextKeys fetch = next.bytes == 0 ? next : NextKeys{next.rows + k, next.bytes};
+    score_tile<kVectors>(query, d, keys + k, fetch, scores + k * kRows);
   }
   float rescale[kRows];
   for (int v = 0; v < kVectors; ++v) {
@@ -180,11 +195,12 @@ static void panel_step_vectors(const float* query, int64_t d, const float* const
 // query: packed for `rows` rows by pack_panel, so one vector wide when that is enough.
 static void panel_step(const float* query, int64_t d, const float* const* keys,
                        const float* const* values, int64_t num_keys, const int32_t* visible,
-                       int64_t rows, float* scores, const PanelState& state) {
+                       int64_t rows, const NextKeys& next, float* scores, const PanelState& state) {
   if (rows <= kWidth) {
-    return panel_step_vectors<1>(query, d, keys, values, num_keys, visible, rows, scores, state);
+    return panel_step_vectors<1>(query, d, keys, values, num_keys, visible, rows, next, scores,
+                                 state);
   }
-  panel_step_vectors<2>(query, d, keys, values, num_keys, visible, rows, scores, state);
+  panel_step_vectors<2>(query, d, keys, values, num_keys, visible, rows, next, scores, state);
 }
 
 // Lane i of the result is lane index[i] of a followed by b.

@@ -1,25 +1,35 @@
 // One task of a GEMM: up to max_rows rows of activations times up to kGemmSlab rows of weights.
 //
 //   few rows (decode)    every chunk of weights is expanded in registers and used for all rows
-//   many rows (prefill)  a few weight rows at a time are expanded into an L1-sized buffer of
-//   floats,
+//   many rows (prefill)  a few weight rows at a time are expanded into a buffer of floats in L1,
 //                        then swept by tiles over all rows
 //
 // Weights stream once per task. With e4m3 weights the activations are first multiplied by the scale
 // of each 128x128 block: one multiplication per kGemmSlab rows of weights, none per weight.
 
-constexpr int64_t kMaxRows = 128;                // rows of activations in a task
-constexpr int64_t kMaxDirect = 8;                // up to here weights are expanded in registers
-constexpr int64_t kScaledFloats = 8192;          // 32 KiB: the scaled activations stay in L1
-constexpr int kTileRows = 4;                     // the tile of the many-row path
-constexpr int kTileCols = kWidth == 16 ? 6 : 3;  // 24 or 12 accumulators of 32 or 16 registers
+constexpr int64_t kMaxRows = 128;                       // rows of activations in a task
+constexpr int64_t kScaledFloats = 8192;                 // 32 KiB: the scaled activations stay in L1
+constexpr bool kManyRegisters = kWidth == 16;           // 32 vector registers, else 16
+constexpr int64_t kMaxDirect = kManyRegisters ? 9 : 4;  // rows up to which weights are not buffered
+constexpr int kDirectCols = kManyRegisters ? 4 : 2;
+constexpr int kTileCols = kManyRegisters ? 6 : 3;
+
+// Rows of the next tile when `left` are left; no tile of one row unless there is only one.
+template <class W>
+SEEKERNEL_INLINE int64_t tile_rows(int64_t left) {
+  constexpr bool kWideTile = sizeof(W) == sizeof(float) || !kManyRegisters;
+  if (kWideTile && (left > 9 || left % 4 == 0)) return 4;
+  if (left == 4) return 2;
+  return left < 3 ? left : 3;
+}
 
 // Scratch: scaled activations, expanded weights, sums of gate and up.
-constexpr int64_t kScratchX =
-    kMaxRows * kBlockK > kScaledFloats ? kMaxRows * kBlockK : kScaledFloats;
+constexpr int64_t kScratchX = kMaxRows * kBlockK;
 constexpr int64_t kScratchW = kTileCols * kBlockK;
 constexpr int64_t kScratchAcc = kMaxRows * kGemmSlab;
 constexpr int64_t kScratchFloats = kScratchX + kScratchW + 2 * kScratchAcc;
+
+static_assert(kScratchX >= kScaledFloats);
 
 struct GemmScratch {
   float* x;
@@ -27,86 +37,67 @@ struct GemmScratch {
   float* acc;
 };
 
-template <class W, int MR, int NR>
-static void tile_columns(const float* x, int64_t stride_x, const W* w, int64_t stride_w, int64_t k,
-                         int64_t cols, float* acc) {
+// All rows of x against NR rows of weights, over one block of k.
+template <class W, int NR, bool kStream>
+static void sweep_rows(const float* x, int64_t stride_x, const W* w, int64_t stride_w, int64_t k,
+                       int64_t rows, float* acc) {
+  for (int64_t row = 0; row < rows;) {
+    const int64_t count = tile_rows<W>(rows - row);
+    const float* x_row = x + row * stride_x;
+    float* acc_row = acc + row * kGemmSlab;
+    switch (count) {
+      case 1:
+        gemm_tile<W, 1, NR, kStream>(x_row, stride_x, w, stride_w, k, acc_row);
+        break;
+      case 2:
+        gemm_tile<W, 2, NR, kStream>(x_row, stride_x, w, stride_w, k, acc_row);
+        break;
+      case 3:
+        gemm_tile<W, 3, NR, kStream>(x_row, stride_x, w, stride_w, k, acc_row);
+        break;
+      case 4:
+        gemm_tile<W, 4, NR, kStream>(x_row, stride_x, w, stride_w, k, acc_row);
+        break;
+    }
+    row += count;
+  }
+}
+
+// Few rows: NR rows of weights at a time, straight from memory.
+template <class W, int NR>
+static void multiply_direct(const float* x, int64_t stride_x, const W* w, int64_t stride_w,
+                            int64_t k, int64_t rows, int64_t cols, float* acc) {
   int64_t col = 0;
   for (; col + NR <= cols; col += NR) {
     for (int64_t i = 0; i < k; i += kBlockK) {
       const int64_t length = k - i < kBlockK ? k - i : kBlockK;
-      gemm_tile<W, MR, NR>(x + i, stride_x, w + col * stride_w + i, stride_w, length, acc + col,
-                           kGemmSlab);
+      sweep_rows<W, NR, true>(x + i, stride_x, w + col * stride_w + i, stride_w, length, rows,
+                              acc + col);
     }
   }
   if constexpr (NR > 1) {
-    if (col < cols) {
-      tile_columns<W, MR, 1>(x, stride_x, w + col * stride_w, stride_w, k, cols - col, acc + col);
-    }
+    if (col == cols) return;
+    multiply_direct<W, 1>(x, stride_x, w + col * stride_w, stride_w, k, rows, cols - col,
+                          acc + col);
   }
 }
 
-// Few rows: weights straight from memory.
-template <class W>
-static void multiply_direct(const float* x, int64_t stride_x, const W* w, int64_t stride_w,
-                            int64_t k, int64_t rows, int64_t cols, float* acc) {
-  switch (rows) {
-    case 1:
-      return tile_columns<W, 1, 8>(x, stride_x, w, stride_w, k, cols, acc);
-    case 2:
-      return tile_columns<W, 2, 4>(x, stride_x, w, stride_w, k, cols, acc);
-    case 3:
-      return tile_columns<W, 3, 4>(x, stride_x, w, stride_w, k, cols, acc);
-    case 4:
-      return tile_columns<W, 4, 2>(x, stride_x, w, stride_w, k, cols, acc);
-    case 5:
-      return tile_columns<W, 5, 2>(x, stride_x, w, stride_w, k, cols, acc);
-    case 6:
-      return tile_columns<W, 6, 2>(x, stride_x, w, stride_w, k, cols, acc);
-    case 7:
-      return tile_columns<W, 7, 2>(x, stride_x, w, stride_w, k, cols, acc);
-    case 8:
-      return tile_columns<W, 8, 2>(x, stride_x, w, stride_w, k, cols, acc);
-  }
-}
-
-// All rows of x against NR rows of float weights over one block of k.
-template <int NR>
-static void sweep_rows(const float* x, int64_t stride_x, const float* w, int64_t stride_w,
-                       int64_t k, int64_t rows, float* acc) {
-  int64_t row = 0;
-  for (; row + kTileRows <= rows; row += kTileRows) {
-    gemm_tile<float, kTileRows, NR>(x + row * stride_x, stride_x, w, stride_w, k,
-                                    acc + row * kGemmSlab, kGemmSlab);
-  }
-  for (; row < rows; ++row) {
-    gemm_tile<float, 1, NR>(x + row * stride_x, stride_x, w, stride_w, k, acc + row * kGemmSlab,
-                            kGemmSlab);
-  }
-}
-
-// Many rows: one block of k, weights through the buffer (floats are swept where they lie).
+// Many rows: one block of k, weights through the buffer.
 template <class W>
 static void multiply_expanded(const float* x, int64_t stride_x, const W* w, int64_t stride_w,
                               int64_t k, int64_t rows, int64_t cols, float* buffer, float* acc) {
+  const int64_t k_expanded = (k + kChunk<W> - 1) / kChunk<W> * kChunk<W>;
   for (int64_t col = 0; col < cols; col += kTileCols) {
     const int64_t width = cols - col < kTileCols ? cols - col : kTileCols;
-    const float* source = buffer;
-    int64_t stride_source = kBlockK;
-    int64_t length = (k + kChunk<W> - 1) / kChunk<W> * kChunk<W>;
-    if constexpr (sizeof(W) == sizeof(float)) {
-      source = w + col * stride_w;
-      stride_source = stride_w;
-      length = k;
-    } else {
-      expand_rows(w + col * stride_w, stride_w, width, k, buffer);
-    }
+    expand_rows(w + col * stride_w, stride_w, width, k, buffer);
     if (width == kTileCols) {
-      sweep_rows<kTileCols>(x, stride_x, source, stride_source, length, rows, acc + col);
-    } else {
-      for (int64_t c = 0; c < width; ++c) {
-        sweep_rows<1>(x, stride_x, source + c * stride_source, stride_source, length, rows,
-                      acc + col + c);
-      }
+      sweep_rows<float, kTileCols, false>(x, stride_x, buffer, kBlockK, k_expanded, rows,
+                                          acc + col);
+      continue;
+    }
+    for (int64_t c = 0; c < width; ++c) {
+      sweep_rows<float, 1, false>(x, stride_x, buffer + c * kBlockK, kBlockK, k_expanded, rows,
+                                  acc + col + c);
     }
   }
 }
@@ -151,8 +142,12 @@ static void multiply(const GemmArgs& args, const GemmTask& task, int64_t part,
       x = scratch.x;
       stride_x = step;
     }
-    if (direct) {
-      multiply_direct(x, stride_x, w + begin, args.stride_b_n, k, rows, cols, acc);
+    if (rows == 1) {
+      multiply_direct<W, 8>(x, stride_x, w + begin, args.stride_b_n, k, rows, cols, acc);
+    } else if (rows == 2) {
+      multiply_direct<W, 4>(x, stride_x, w + begin, args.stride_b_n, k, rows, cols, acc);
+    } else if (direct) {
+      multiply_direct<W, kDirectCols>(x, stride_x, w + begin, args.stride_b_n, k, rows, cols, acc);
     } else {
       multiply_expanded(x, stride_x, w + begin, args.stride_b_n, k, rows, cols, scratch.w, acc);
     }

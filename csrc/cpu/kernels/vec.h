@@ -62,15 +62,26 @@ SEEKERNEL_INLINE void store_one(bfloat16* p, float value) {
   p->bits = static_cast<uint16_t>(value != value ? (bits >> 16) | 0x40u : rounded);
 }
 
-// Sums in a fixed tree order, so that a sum does not depend on how rows are shared out.
-SEEKERNEL_INLINE float reduce_add(vfloat v) {
-  float lanes[kWidth];
-  store(lanes, v);
-  for (int step = kWidth / 2; step > 0; step /= 2) {
-    for (int i = 0; i < step; ++i) lanes[i] += lanes[i + step];
+template <int N>
+struct Lanes {
+  typedef float type __attribute__((vector_size(4 * N)));
+};
+
+// Sums in a fixed tree order, so that a sum does not depend on how rows are shared out: halves are
+// added until one is left.
+template <int N>
+SEEKERNEL_INLINE float reduce_lanes(typename Lanes<N>::type v) {
+  if constexpr (N == 2) {
+    return v[0] + v[1];
+  } else {
+    struct Halves {
+      typename Lanes<N / 2>::type low, high;
+    };
+    const Halves halves = bit_copy<Halves>(v);
+    return reduce_lanes<N / 2>(halves.low + halves.high);
   }
-  return lanes[0];
 }
+SEEKERNEL_INLINE float reduce_add(vfloat v) { return reduce_lanes<kWidth>(v); }
 
 SEEKERNEL_INLINE vfloat vmax(vfloat a, vfloat b) { return a > b ? a : b; }
 

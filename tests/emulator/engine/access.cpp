@@ -73,8 +73,8 @@ void count_global(Machine& machine, const std::array<u64, kLanes>& addresses, u3
     sectors[num++] = addresses[l] / kSectorBytes;
   }
   std::sort(sectors.begin(), sectors.begin() + num);
-  const u32 distinct = static_cast<u32>(
-      std::unique(sectors.begin(), sectors.begin() + num) - sectors.begin());
+  const u32 distinct =
+      static_cast<u32>(std::unique(sectors.begin(), sectors.begin() + num) - sectors.begin());
   const u32 least = (lanes * span + kSectorBytes - 1) / kSectorBytes;
   Counters& c = machine.counters;
   c.global_sectors += distinct;
@@ -91,8 +91,8 @@ void load_element(Warp& warp, const Operand& o, int lane, Type type, const u8* f
   warp.set(o, lane, v);
 }
 
-void check_mbarrier_word(Machine& machine, Warp& warp, const Machine::SharedTarget& where,
-                         u32 span, const char* what) {
+void check_mbarrier_word(Machine& machine, Warp& warp, const Machine::SharedTarget& where, u32 span,
+                         const char* what) {
   const auto& barriers = where.cta->mbarriers;
   if (barriers.empty()) return;
   auto next = barriers.lower_bound(where.offset >= 7 ? where.offset - 7 : 0);
@@ -143,9 +143,9 @@ Step access(Machine& machine, Warp& warp, const Insn& insn, u32 mask) {
     if (actual == Space::kShared) {
       const auto target = machine.shared_target(warp, static_cast<u32>(address), span, what);
       if (target.offset % span != 0) {
-        machine.fault(&warp, "MISALIGNED",
-                      format("%s: shared address 0x%x is not a multiple of %u", what,
-                             target.offset, span));
+        machine.fault(
+            &warp, "MISALIGNED",
+            format("%s: shared address 0x%x is not a multiple of %u", what, target.offset, span));
       }
       if (machine.options.checks) check_mbarrier_word(machine, warp, target, span, what);
       memory = machine.access_shared(warp, target, span, kStore, actor, what);
@@ -191,8 +191,8 @@ Step access(Machine& machine, Warp& warp, const Insn& insn, u32 mask) {
 Step load_param(Machine& machine, Warp& warp, const Insn& insn, u32 mask) {
   const u32 num = static_cast<u32>(insn.args[1]);
   const u32 element = type_bytes(insn.type);
-  const u8* memory = param_memory(machine, warp, static_cast<u64>(insn.args[3]), element * num,
-                                  false);
+  const u8* memory =
+      param_memory(machine, warp, static_cast<u64>(insn.args[3]), element * num, false);
   for (u32 k = 0; k < num; ++k) {
     for (int l = 0; l < kLanes; ++l) {
       if (has_lane(mask, l)) load_element(warp, insn.ops[k], l, insn.type, memory + k * element);

@@ -21,9 +21,16 @@ using U32 = PlainCodec<u32, u32>;
 using S32 = PlainCodec<s32, s32>;
 using U64 = PlainCodec<u64, u64>;
 using S64 = PlainCodec<s64, s64>;
-using F32 = PlainCodec<float, float>;
 using F64 = PlainCodec<double, double>;
 using U16 = PlainCodec<u32, u16>;
+
+// Arithmetic on fp32 gives one NaN on the chip, whatever the operands' payloads.
+struct F32 {
+  using Store = float;
+  using Value = float;
+  static Value get(Store s) { return s; }
+  static Store put(Value v) { return v == v ? v : bits<float>(kNanF32); }
+};
 
 struct S16 {
   using Store = u32;
@@ -31,18 +38,31 @@ struct S16 {
   static Value get(Store s) { return static_cast<s16>(s); }
   static Store put(Value v) { return static_cast<u16>(v); }
 };
-// Half formats compute in fp32: 24 bits hold twice 11 plus 2, so rounding twice is rounding once.
+// Sums and products of half formats compute in fp32: 24 bits hold twice 11 plus 2, so rounding
+// twice is rounding once.
 struct F16 {
   using Store = u32;
   using Value = float;
   static Value get(Store s) { return f16_to_float(static_cast<u16>(s)); }
-  static Store put(Value v) { return float_to_f16(v); }
+  static Store put(Value v) { return v == v ? float_to_f16(v) : kNanF16; }
 };
 struct Bf16 {
   using Store = u32;
   using Value = float;
   static Value get(Store s) { return bf16_to_float(static_cast<u16>(s)); }
   static Store put(Value v) { return float_to_bf16(v); }
+};
+
+// fma on halves: the double holds the product exactly, so only its sum needs one odd rounding.
+struct F16Wide : F16 {
+  using Value = double;
+  static Value get(Store s) { return F16::get(s); }
+  static Store put(Value v) { return v == v ? double_to_f16(v) : kNanF16; }
+};
+struct Bf16Wide : Bf16 {
+  using Value = double;
+  static Value get(Store s) { return Bf16::get(s); }
+  static Store put(Value v) { return double_to_bf16(v); }
 };
 
 struct Pair {
@@ -55,6 +75,16 @@ struct PairCodec {
   static Value get(Store s) { return {Half::get(s & 0xffffu), Half::get(s >> 16)}; }
   static Store put(Value v) { return Half::put(v.lo) | Half::put(v.hi) << 16; }
 };
+template <class Half>
+struct WidePairCodec {
+  struct Value {
+    double lo, hi;
+  };
+  using Store = u32;
+  static Value get(Store s) { return {Half::get(s & 0xffffu), Half::get(s >> 16)}; }
+  static Store put(Value v) { return Half::put(v.lo) | Half::put(v.hi) << 16; }
+};
+
 using F16x2 = PairCodec<F16>;
 using Bf16x2 = PairCodec<Bf16>;
 
@@ -63,7 +93,8 @@ template <class F>
 struct OnPairs {
   static Pair run(Pair a) { return {F::run(a.lo), F::run(a.hi)}; }
   static Pair run(Pair a, Pair b) { return {F::run(a.lo, b.lo), F::run(a.hi, b.hi)}; }
-  static Pair run(Pair a, Pair b, Pair c) {
+  template <class P>
+  static P run(P a, P b, P c) {
     return {F::run(a.lo, b.lo, c.lo), F::run(a.hi, b.hi, c.hi)};
   }
 };

@@ -5,14 +5,14 @@
 namespace emulator {
 namespace {
 
-#define LOGIC(Name, expression)       \
-  struct Name {                       \
-    template <class T>                \
-    static T run(T a, T b) {          \
+#define LOGIC(Name, expression)          \
+  struct Name {                          \
+    template <class T>                   \
+    static T run(T a, T b) {             \
       return static_cast<T>(expression); \
-    }                                 \
+    }                                    \
   };
-LOGIC(And, a & b)
+LOGIC(And, a& b)
 LOGIC(Or, a | b)
 LOGIC(Xor, a ^ b)
 #undef LOGIC
@@ -48,20 +48,28 @@ struct Shr {
 template <class F>
 Handler resolve_logic(const Insn& i) {
   switch (type_bytes(i.type)) {
-    case 2: return binary<U16, U16, U16, F>;
-    case 4: return binary<U32, U32, U32, F>;
-    case 8: return binary<U64, U64, U64, F>;
-    default: return nullptr;
+    case 2:
+      return binary<U16, U16, U16, F>;
+    case 4:
+      return binary<U32, U32, U32, F>;
+    case 8:
+      return binary<U64, U64, U64, F>;
+    default:
+      return nullptr;
   }
 }
 
 template <class F>
 Handler resolve_logic_unary(const Insn& i) {
   switch (type_bytes(i.type)) {
-    case 2: return unary<U16, U16, F>;
-    case 4: return unary<U32, U32, F>;
-    case 8: return unary<U64, U64, F>;
-    default: return nullptr;
+    case 2:
+      return unary<U16, U16, F>;
+    case 4:
+      return unary<U32, U32, F>;
+    case 8:
+      return unary<U64, U64, F>;
+    default:
+      return nullptr;
   }
 }
 
@@ -69,15 +77,22 @@ template <class F>
 Handler resolve_shift(const Insn& i) {
   switch (i.type) {
     case Type::k_b16:
-    case Type::k_u16: return binary<U16, U16, U32, F>;
-    case Type::k_s16: return binary<S16, S16, U32, F>;
+    case Type::k_u16:
+      return binary<U16, U16, U32, F>;
+    case Type::k_s16:
+      return binary<S16, S16, U32, F>;
     case Type::k_b32:
-    case Type::k_u32: return binary<U32, U32, U32, F>;
-    case Type::k_s32: return binary<S32, S32, U32, F>;
+    case Type::k_u32:
+      return binary<U32, U32, U32, F>;
+    case Type::k_s32:
+      return binary<S32, S32, U32, F>;
     case Type::k_b64:
-    case Type::k_u64: return binary<U64, U64, U32, F>;
-    case Type::k_s64: return binary<S64, S64, U32, F>;
-    default: return nullptr;
+    case Type::k_u64:
+      return binary<U64, U64, U32, F>;
+    case Type::k_s64:
+      return binary<S64, S64, U32, F>;
+    default:
+      return nullptr;
   }
 }
 
@@ -86,8 +101,8 @@ template <bool kLeft>
 Step funnel(Machine&, Warp& warp, const Insn& insn, u32 mask) {
   for (int l = 0; l < kLanes; ++l) {
     if (!has_lane(mask, l)) continue;
-    const u64 both = static_cast<u64>(warp.reg<u32>(insn.ops[2])[l]) << 32 |
-                     warp.reg<u32>(insn.ops[1])[l];
+    const u64 both =
+        static_cast<u64>(warp.reg<u32>(insn.ops[2])[l]) << 32 | warp.reg<u32>(insn.ops[1])[l];
     u32 n = warp.reg<u32>(insn.ops[3])[l];
     n = insn.args[0] != 0 ? std::min(n, 32u) : n & 31u;
     warp.reg<u32>(insn.ops[0])[l] =
@@ -136,8 +151,8 @@ Step bfe(Machine&, Warp& warp, const Insn& insn, u32 mask) {
 Step prmt(Machine&, Warp& warp, const Insn& insn, u32 mask) {
   for (int l = 0; l < kLanes; ++l) {
     if (!has_lane(mask, l)) continue;
-    const u64 bytes = static_cast<u64>(warp.reg<u32>(insn.ops[2])[l]) << 32 |
-                      warp.reg<u32>(insn.ops[1])[l];
+    const u64 bytes =
+        static_cast<u64>(warp.reg<u32>(insn.ops[2])[l]) << 32 | warp.reg<u32>(insn.ops[1])[l];
     const u32 selector = warp.reg<u32>(insn.ops[3])[l];
     const u32 s = selector & 3u;
     u32 result = 0;
@@ -149,12 +164,24 @@ Step prmt(Machine&, Warp& warp, const Insn& insn, u32 mask) {
           pick = selector >> 4 * i & 7u;
           sign = (selector >> 4 * i & 8u) != 0;
           break;
-        case 1: pick = s + i; break;
-        case 2: pick = (s - i) & 7u; break;
-        case 3: pick = s; break;
-        case 4: pick = std::max(s, i); break;
-        case 5: pick = std::min(s, i); break;
-        default: pick = (s & 1u) * 2 + (i & 1u); break;
+        case 1:
+          pick = s + i;
+          break;
+        case 2:
+          pick = (s - i) & 7u;
+          break;
+        case 3:
+          pick = s;
+          break;
+        case 4:
+          pick = std::max(s, i);
+          break;
+        case 5:
+          pick = std::min(s, i);
+          break;
+        default:
+          pick = (s & 1u) * 2 + (i & 1u);
+          break;
       }
       u32 byte = static_cast<u32>(bytes >> 8 * pick) & 255u;
       if (sign) byte = byte & 0x80u ? 255u : 0u;
@@ -204,8 +231,8 @@ template <bool kShift>
 struct Bfind {
   template <class T>
   static u32 run(T a) {
-    const u64 v = a < 0 ? static_cast<u64>(~a) & (~0ull >> (64 - 8 * sizeof(T)))
-                        : static_cast<u64>(a);
+    const u64 v =
+        a < 0 ? static_cast<u64>(~a) & (~0ull >> (64 - 8 * sizeof(T))) : static_cast<u64>(a);
     if (v == 0) return kFullMask;
     const u32 top = 63u - static_cast<u32>(__builtin_clzll(v));
     return kShift ? 8 * sizeof(T) - 1 - top : top;
@@ -215,11 +242,16 @@ struct Bfind {
 template <bool kShift>
 Handler bfind_by_type(Type type) {
   switch (type) {
-    case Type::k_u32: return unary<U32, U32, Bfind<kShift>>;
-    case Type::k_s32: return unary<U32, S32, Bfind<kShift>>;
-    case Type::k_u64: return unary<U32, U64, Bfind<kShift>>;
-    case Type::k_s64: return unary<U32, S64, Bfind<kShift>>;
-    default: return nullptr;
+    case Type::k_u32:
+      return unary<U32, U32, Bfind<kShift>>;
+    case Type::k_s32:
+      return unary<U32, S32, Bfind<kShift>>;
+    case Type::k_u64:
+      return unary<U32, U64, Bfind<kShift>>;
+    case Type::k_s64:
+      return unary<U32, S64, Bfind<kShift>>;
+    default:
+      return nullptr;
   }
 }
 
@@ -240,12 +272,10 @@ void register_bits(Registry& r) {
   r.add("shr", resolve_shift<Shr>);
   r.add("shf_l", [](const Insn&) -> Handler { return funnel<true>; });
   r.add("shf_r", [](const Insn&) -> Handler { return funnel<false>; });
-  r.add("bfi", [](const Insn& i) -> Handler {
-    return type_bytes(i.type) == 8 ? bfi<u64> : bfi<u32>;
-  });
-  r.add("bfe", [](const Insn& i) -> Handler {
-    return type_bytes(i.type) == 8 ? bfe<u64> : bfe<u32>;
-  });
+  r.add("bfi",
+        [](const Insn& i) -> Handler { return type_bytes(i.type) == 8 ? bfi<u64> : bfi<u32>; });
+  r.add("bfe",
+        [](const Insn& i) -> Handler { return type_bytes(i.type) == 8 ? bfe<u64> : bfe<u32>; });
   r.add("prmt", [](const Insn&) -> Handler { return prmt; });
   r.add("lop3", [](const Insn&) -> Handler { return lop3; });
   r.add("popc", resolve_count<Popc>);

@@ -4,6 +4,8 @@
 // through a double, which is exact enough for fp32 sums and products. Approximate functions use
 // the host's correctly rounded or nearly so results: tests compare them with a tolerance.
 
+#include <cfenv>
+
 #include "alu.h"
 
 namespace emulator {
@@ -39,10 +41,23 @@ struct Fma {
     return std::fma(a, b, c);
   }
 };
+// For halves: the product is exact in a double; if the sum is not, its last bit is made odd, so
+// that the rounding to a half that follows cannot take it for a tie.
+struct FmaOdd {
+  static double run(double a, double b, double c) {
+    const double product = a * b;
+    const double sum = product + c;
+    const double part = sum - product;
+    const double error = (product - (sum - part)) + (c - part);
+    if (error == 0 || !std::isfinite(sum) || (bits<u64>(sum) & 1u) != 0) return sum;
+    const bool away = (error > 0) == (sum > 0);
+    return bits<double>(away ? bits<u64>(sum) + 1 : bits<u64>(sum) - 1);
+  }
+};
 struct FmaRelu {
-  static float run(float a, float b, float c) {
-    const float v = std::fma(a, b, c);
-    return v > 0.0f ? v : 0.0f;
+  static double run(double a, double b, double c) {
+    const double v = FmaOdd::run(a, b, c);
+    return v > 0 || std::isnan(v) ? v : 0.0;
   }
 };
 struct Neg {
@@ -97,7 +112,7 @@ struct Saturate {
   static auto run(T... v) {
     const auto r = F::run(v...);
     using R = std::remove_cv_t<decltype(r)>;
-    return std::isnan(r) ? R{0} : r < 0 ? R{0} : r > 1 ? R{1} : r;
+    return !(r > 0) ? R{0} : r > 1 ? R{1} : r;  // -0 becomes +0
   }
 };
 template <class F>
@@ -141,14 +156,16 @@ struct Cos {
 struct Tanh {
   static float run(float a) { return std::tanh(a); }
 };
+// The sign of a, the magnitude of b, NaN payloads kept.
 struct CopySign {
   template <class T>
   static T run(T a, T b) {
-    return std::copysign(b, a);  // PTX: the sign of a, the magnitude of b
+    constexpr T kSign = T{1} << (8 * sizeof(T) - 1);
+    return (a & kSign) | (b & ~kSign);
   }
 };
 
-// Negating and taking the magnitude change the sign bit only, NaN payloads included.
+// Negation and magnitude of halves change the sign bit only, NaN payloads included.
 template <u32 kAnd, u32 kXor>
 struct SignBits {
   static u32 run(u32 a) { return (a & kAnd) ^ kXor; }
@@ -168,20 +185,25 @@ Handler f32_binary(const Insn& i) {
   return sat(i) ? binary<F32, F32, F32, Saturate<F>> : binary<F32, F32, F32, F>;
 }
 
+// .rz, .rm, .rp: the host computes in the same mode; volatile keeps the operation inside it.
 template <class F, int kOperands>
 Step directed(Machine&, Warp& warp, const Insn& insn, u32 mask) {
   const char mode = rounding(insn);
+  std::fesetround(mode == 'z' ? FE_TOWARDZERO : mode == 'm' ? FE_DOWNWARD : FE_UPWARD);
   for (int l = 0; l < kLanes; ++l) {
     if (!has_lane(mask, l)) continue;
-    const double a = warp.reg<float>(insn.ops[1])[l], b = warp.reg<float>(insn.ops[2])[l];
-    double exact;
+    volatile float a = warp.reg<float>(insn.ops[1])[l], b = warp.reg<float>(insn.ops[2])[l];
+    volatile float result;
     if constexpr (kOperands == 3) {
-      exact = F::run(a, b, static_cast<double>(warp.reg<float>(insn.ops[3])[l]));
+      volatile float c = warp.reg<float>(insn.ops[3])[l];
+      result = F::template run<float>(a, b, c);
     } else {
-      exact = F::run(a, b);
+      result = F::template run<float>(a, b);
     }
-    warp.reg<float>(insn.ops[0])[l] = double_to_float(exact, mode);
+    const float r = ftz(insn) ? flush(result) : static_cast<float>(result);
+    warp.reg<float>(insn.ops[0])[l] = F32::put(r);
   }
+  std::fesetround(FE_TONEAREST);
   return Step::kNext;
 }
 
@@ -189,13 +211,20 @@ template <class F>
 Handler resolve_binary(const Insn& i) {
   if (rounding(i) != 'n') return i.type == Type::k_f32 ? directed<F, 2> : nullptr;
   switch (i.type) {
-    case Type::k_f32: return f32_binary<F>(i);
-    case Type::k_f64: return binary<F64, F64, F64, F>;
-    case Type::k_f16: return binary<F16, F16, F16, F>;
-    case Type::k_bf16: return binary<Bf16, Bf16, Bf16, F>;
-    case Type::k_f16x2: return binary<F16x2, F16x2, F16x2, OnPairs<F>>;
-    case Type::k_bf16x2: return binary<Bf16x2, Bf16x2, Bf16x2, OnPairs<F>>;
-    default: return nullptr;
+    case Type::k_f32:
+      return f32_binary<F>(i);
+    case Type::k_f64:
+      return binary<F64, F64, F64, F>;
+    case Type::k_f16:
+      return binary<F16, F16, F16, F>;
+    case Type::k_bf16:
+      return binary<Bf16, Bf16, Bf16, F>;
+    case Type::k_f16x2:
+      return binary<F16x2, F16x2, F16x2, OnPairs<F>>;
+    case Type::k_bf16x2:
+      return binary<Bf16x2, Bf16x2, Bf16x2, OnPairs<F>>;
+    default:
+      return nullptr;
   }
 }
 
@@ -208,11 +237,20 @@ Handler resolve_min_max(const Insn& i) {
 template <class F>
 Handler fma_by_type(const Insn& i) {
   switch (i.type) {
-    case Type::k_f16: return ternary<F16, F16, F16, F16, F>;
-    case Type::k_bf16: return ternary<Bf16, Bf16, Bf16, Bf16, F>;
-    case Type::k_f16x2: return ternary<F16x2, F16x2, F16x2, F16x2, OnPairs<F>>;
-    case Type::k_bf16x2: return ternary<Bf16x2, Bf16x2, Bf16x2, Bf16x2, OnPairs<F>>;
-    default: return nullptr;
+    case Type::k_f16:
+      return ternary<F16Wide, F16Wide, F16Wide, F16Wide, F>;
+    case Type::k_bf16:
+      return ternary<Bf16Wide, Bf16Wide, Bf16Wide, Bf16Wide, F>;
+    case Type::k_f16x2: {
+      using Codec = WidePairCodec<F16Wide>;
+      return ternary<Codec, Codec, Codec, Codec, OnPairs<F>>;
+    }
+    case Type::k_bf16x2: {
+      using Codec = WidePairCodec<Bf16Wide>;
+      return ternary<Codec, Codec, Codec, Codec, OnPairs<F>>;
+    }
+    default:
+      return nullptr;
   }
 }
 
@@ -220,7 +258,7 @@ Handler resolve_fma(const Insn& i) {
   if (i.args.size() > 4 && i.args[4] != 0) return fma_by_type<FmaRelu>(i);
   if (rounding(i) != 'n') return i.type == Type::k_f32 ? directed<Fma, 3> : nullptr;
   if (i.type == Type::k_f64) return ternary<F64, F64, F64, F64, Fma>;
-  if (i.type != Type::k_f32) return fma_by_type<Fma>(i);
+  if (i.type != Type::k_f32) return fma_by_type<FmaOdd>(i);
   if (ftz(i)) {
     return sat(i) ? ternary<F32, F32, F32, F32, Flushed<Saturate<Fma>>>
                   : ternary<F32, F32, F32, F32, Flushed<Fma>>;
@@ -229,28 +267,41 @@ Handler resolve_fma(const Insn& i) {
 }
 
 template <bool kClear>
+Handler resolve_f32_sign(const Insn& i) {
+  using F = std::conditional_t<kClear, Abs, Neg>;
+  return ftz(i) ? unary<F32, F32, Flushed<F>> : unary<F32, F32, F>;
+}
+
+template <bool kClear>
 Handler resolve_sign(const Insn& i) {
   switch (type_bytes(i.type)) {
-    case 2: return unary<U32, U32, SignBits<kClear ? 0x7fff : 0xffff, kClear ? 0 : 0x8000>>;
+    case 2:
+      return unary<U32, U32, SignBits<kClear ? 0x7fff : 0xffff, kClear ? 0 : 0x8000>>;
     case 4:
-      if (i.type == Type::k_f32) {
-        return unary<U32, U32, SignBits<kClear ? 0x7fffffff : kFullMask, kClear ? 0 : 0x80000000>>;
-      }
+      if (i.type == Type::k_f32) return resolve_f32_sign<kClear>(i);
       return unary<U32, U32, SignBits<kClear ? 0x7fff7fff : kFullMask, kClear ? 0 : 0x80008000>>;
-    case 8: return kClear ? unary<F64, F64, Abs> : unary<F64, F64, Neg>;
-    default: return nullptr;
+    case 8:
+      return kClear ? unary<F64, F64, Abs> : unary<F64, F64, Neg>;
+    default:
+      return nullptr;
   }
 }
 
 template <class F>
 Handler resolve_unary(const Insn& i) {
   switch (i.type) {
-    case Type::k_f32: return ftz(i) ? unary<F32, F32, Flushed<F>> : unary<F32, F32, F>;
-    case Type::k_f16: return unary<F16, F16, F>;
-    case Type::k_bf16: return unary<Bf16, Bf16, F>;
-    case Type::k_f16x2: return unary<F16x2, F16x2, OnPairs<F>>;
-    case Type::k_bf16x2: return unary<Bf16x2, Bf16x2, OnPairs<F>>;
-    default: return nullptr;
+    case Type::k_f32:
+      return ftz(i) ? unary<F32, F32, Flushed<F>> : unary<F32, F32, F>;
+    case Type::k_f16:
+      return unary<F16, F16, F>;
+    case Type::k_bf16:
+      return unary<Bf16, Bf16, F>;
+    case Type::k_f16x2:
+      return unary<F16x2, F16x2, OnPairs<F>>;
+    case Type::k_bf16x2:
+      return unary<Bf16x2, Bf16x2, OnPairs<F>>;
+    default:
+      return nullptr;
   }
 }
 
@@ -259,18 +310,22 @@ Handler resolve_root(const Insn& i) {
   return i.type == Type::k_f64 ? unary<F64, F64, F> : resolve_unary<F>(i);
 }
 
-// testp: args[0] is the index in finite, infinite, number, notanumber, normal, subnormal.
+// testp: args[0] is the index in finite, infinite, number, notanumber, normal (zeros too),
+// subnormal.
 Step testp(Machine&, Warp& warp, const Insn& insn, u32 mask) {
   u32 result = 0;
   for (int l = 0; l < kLanes; ++l) {
     if (!has_lane(mask, l)) continue;
     const double v = insn.type == Type::k_f64 ? warp.reg<double>(insn.ops[1])[l]
                                               : warp.reg<float>(insn.ops[1])[l];
-    const int kind = insn.type == Type::k_f64
-                         ? std::fpclassify(v)
-                         : std::fpclassify(warp.reg<float>(insn.ops[1])[l]);
-    const std::array<bool, 6> answers = {std::isfinite(v), std::isinf(v),        !std::isnan(v),
-                                         std::isnan(v),    kind == FP_NORMAL,    kind == FP_SUBNORMAL};
+    const int kind = insn.type == Type::k_f64 ? std::fpclassify(v)
+                                              : std::fpclassify(warp.reg<float>(insn.ops[1])[l]);
+    const std::array<bool, 6> answers = {std::isfinite(v),
+                                         std::isinf(v),
+                                         !std::isnan(v),
+                                         std::isnan(v),
+                                         kind == FP_NORMAL || kind == FP_ZERO,
+                                         kind == FP_SUBNORMAL};
     result |= static_cast<u32>(answers[static_cast<std::size_t>(insn.args[0])]) << l;
   }
   warp.set_pred(insn.ops[0], mask, result);
@@ -298,7 +353,8 @@ void register_float(Registry& r) {
   r.add("cos", resolve_unary<Cos>);
   r.add("tanh", resolve_unary<Tanh>);
   r.add("copysign", [](const Insn& i) -> Handler {
-    return i.type == Type::k_f64 ? binary<F64, F64, F64, CopySign> : binary<F32, F32, F32, CopySign>;
+    return i.type == Type::k_f64 ? binary<U64, U64, U64, CopySign>
+                                 : binary<U32, U32, U32, CopySign>;
   });
   r.add("testp", [](const Insn&) -> Handler { return testp; });
 }

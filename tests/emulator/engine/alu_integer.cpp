@@ -11,12 +11,12 @@ template <class T>
 using Unsigned = std::make_unsigned_t<T>;
 
 // Wrapping arithmetic is done unsigned: signed overflow is undefined in C++ and defined in PTX.
-#define WRAPPING(Name, op)                                                         \
-  struct Name {                                                                    \
-    template <class T>                                                             \
-    static T run(T a, T b) {                                                       \
-      return static_cast<T>(static_cast<u64>(a) op static_cast<u64>(b));           \
-    }                                                                              \
+#define WRAPPING(Name, op)                                               \
+  struct Name {                                                          \
+    template <class T>                                                   \
+    static T run(T a, T b) {                                             \
+      return static_cast<T>(static_cast<u64>(a) op static_cast<u64>(b)); \
+    }                                                                    \
   };
 WRAPPING(Add, +)
 WRAPPING(Sub, -)
@@ -104,38 +104,56 @@ template <class F>
 Handler binary_by_type(Type type) {
   switch (type) {
     case Type::k_u16:
-    case Type::k_b16: return binary<U16, U16, U16, F>;
-    case Type::k_s16: return binary<S16, S16, S16, F>;
+    case Type::k_b16:
+      return binary<U16, U16, U16, F>;
+    case Type::k_s16:
+      return binary<S16, S16, S16, F>;
     case Type::k_u32:
-    case Type::k_b32: return binary<U32, U32, U32, F>;
-    case Type::k_s32: return binary<S32, S32, S32, F>;
+    case Type::k_b32:
+      return binary<U32, U32, U32, F>;
+    case Type::k_s32:
+      return binary<S32, S32, S32, F>;
     case Type::k_u64:
-    case Type::k_b64: return binary<U64, U64, U64, F>;
-    case Type::k_s64: return binary<S64, S64, S64, F>;
-    default: return nullptr;
+    case Type::k_b64:
+      return binary<U64, U64, U64, F>;
+    case Type::k_s64:
+      return binary<S64, S64, S64, F>;
+    default:
+      return nullptr;
   }
 }
 
 template <class F>
 Handler ternary_by_type(Type type) {
   switch (type) {
-    case Type::k_u16: return ternary<U16, U16, U16, U16, F>;
-    case Type::k_s16: return ternary<S16, S16, S16, S16, F>;
-    case Type::k_u32: return ternary<U32, U32, U32, U32, F>;
-    case Type::k_s32: return ternary<S32, S32, S32, S32, F>;
-    case Type::k_u64: return ternary<U64, U64, U64, U64, F>;
-    case Type::k_s64: return ternary<S64, S64, S64, S64, F>;
-    default: return nullptr;
+    case Type::k_u16:
+      return ternary<U16, U16, U16, U16, F>;
+    case Type::k_s16:
+      return ternary<S16, S16, S16, S16, F>;
+    case Type::k_u32:
+      return ternary<U32, U32, U32, U32, F>;
+    case Type::k_s32:
+      return ternary<S32, S32, S32, S32, F>;
+    case Type::k_u64:
+      return ternary<U64, U64, U64, U64, F>;
+    case Type::k_s64:
+      return ternary<S64, S64, S64, S64, F>;
+    default:
+      return nullptr;
   }
 }
 
 template <class F>
 Handler signed_unary(Type type) {
   switch (type) {
-    case Type::k_s16: return unary<S16, S16, F>;
-    case Type::k_s32: return unary<S32, S32, F>;
-    case Type::k_s64: return unary<S64, S64, F>;
-    default: return nullptr;
+    case Type::k_s16:
+      return unary<S16, S16, F>;
+    case Type::k_s32:
+      return unary<S32, S32, F>;
+    case Type::k_s64:
+      return unary<S64, S64, F>;
+    default:
+      return nullptr;
   }
 }
 
@@ -146,21 +164,31 @@ Handler resolve_binary(const Insn& insn) {
 
 Handler resolve_mul_wide(const Insn& insn) {
   switch (insn.type) {
-    case Type::k_u16: return binary<U32, U16, U16, MulWide>;
-    case Type::k_s16: return binary<S32, S16, S16, MulWide>;
-    case Type::k_u32: return binary<U64, U32, U32, MulWide>;
-    case Type::k_s32: return binary<S64, S32, S32, MulWide>;
-    default: return nullptr;
+    case Type::k_u16:
+      return binary<U32, U16, U16, MulWide>;
+    case Type::k_s16:
+      return binary<S32, S16, S16, MulWide>;
+    case Type::k_u32:
+      return binary<U64, U32, U32, MulWide>;
+    case Type::k_s32:
+      return binary<S64, S32, S32, MulWide>;
+    default:
+      return nullptr;
   }
 }
 
 Handler resolve_mad_wide(const Insn& insn) {
   switch (insn.type) {
-    case Type::k_u16: return ternary<U32, U16, U16, U32, Mad<MulWide>>;
-    case Type::k_s16: return ternary<S32, S16, S16, S32, Mad<MulWide>>;
-    case Type::k_u32: return ternary<U64, U32, U32, U64, Mad<MulWide>>;
-    case Type::k_s32: return ternary<S64, S32, S32, S64, Mad<MulWide>>;
-    default: return nullptr;
+    case Type::k_u16:
+      return ternary<U32, U16, U16, U32, Mad<MulWide>>;
+    case Type::k_s16:
+      return ternary<S32, S16, S16, S32, Mad<MulWide>>;
+    case Type::k_u32:
+      return ternary<U64, U32, U32, U64, Mad<MulWide>>;
+    case Type::k_s32:
+      return ternary<S64, S32, S32, S64, Mad<MulWide>>;
+    default:
+      return nullptr;
   }
 }
 
@@ -175,9 +203,8 @@ Step carry_chain(Machine&, Warp& warp, const Insn& insn, u32 mask) {
   for (int l = 0; l < kLanes; ++l) {
     if (!has_lane(mask, l)) continue;
     const unsigned __int128 in = reads && has_lane(warp.carry, l);
-    const unsigned __int128 wide =
-        subtracts ? static_cast<unsigned __int128>(a[l]) - b[l] - in
-                  : static_cast<unsigned __int128>(a[l]) + b[l] + in;
+    const unsigned __int128 wide = subtracts ? static_cast<unsigned __int128>(a[l]) - b[l] - in
+                                             : static_cast<unsigned __int128>(a[l]) + b[l] + in;
     d[l] = static_cast<T>(wide);
     const bool out = (wide >> (8 * sizeof(T)) & 1) != 0;
     carry = out ? carry | 1u << l : carry & ~(1u << l);

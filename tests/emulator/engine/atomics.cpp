@@ -11,14 +11,22 @@ namespace emulator {
 // The order is the encoding, shared with the front end and the bulk reductions.
 u64 apply_atomic(AtomicOp op, Type type, u64 old, u64 b, u64 c) {
   switch (op) {
-    case AtomicOp::kExch: return b;
-    case AtomicOp::kCas: return old == b ? c : old;
-    case AtomicOp::kAnd: return old & b;
-    case AtomicOp::kOr: return old | b;
-    case AtomicOp::kXor: return old ^ b;
-    case AtomicOp::kInc: return old >= b ? 0 : old + 1;
-    case AtomicOp::kDec: return old == 0 || old > b ? b : old - 1;
-    default: break;
+    case AtomicOp::kExch:
+      return b;
+    case AtomicOp::kCas:
+      return old == b ? c : old;
+    case AtomicOp::kAnd:
+      return old & b;
+    case AtomicOp::kOr:
+      return old | b;
+    case AtomicOp::kXor:
+      return old ^ b;
+    case AtomicOp::kInc:
+      return old >= b ? 0 : old + 1;
+    case AtomicOp::kDec:
+      return old == 0 || old > b ? b : old - 1;
+    default:
+      break;
   }
   const auto on_floats = [op](auto x, auto y) {
     if (op == AtomicOp::kAdd) return x + y;
@@ -27,23 +35,29 @@ u64 apply_atomic(AtomicOp op, Type type, u64 old, u64 b, u64 c) {
     return op == AtomicOp::kMin ? (y < x ? y : x) : (y > x ? y : x);
   };
   const auto f16 = [&](u64 x, u64 y) -> u64 {
-    return float_to_f16(on_floats(f16_to_float(static_cast<u16>(x)),
-                                  f16_to_float(static_cast<u16>(y))));
+    return float_to_f16(
+        on_floats(f16_to_float(static_cast<u16>(x)), f16_to_float(static_cast<u16>(y))));
   };
   const auto bf16 = [&](u64 x, u64 y) -> u64 {
-    return float_to_bf16(on_floats(bf16_to_float(static_cast<u16>(x)),
-                                   bf16_to_float(static_cast<u16>(y))));
+    return float_to_bf16(
+        on_floats(bf16_to_float(static_cast<u16>(x)), bf16_to_float(static_cast<u16>(y))));
   };
   switch (type) {
     case Type::k_f32:
-      return bits<u32>(on_floats(bits<float>(static_cast<u32>(old)),
-                                 bits<float>(static_cast<u32>(b))));
-    case Type::k_f64: return bits<u64>(on_floats(bits<double>(old), bits<double>(b)));
-    case Type::k_f16: return f16(old, b);
-    case Type::k_bf16: return bf16(old, b);
-    case Type::k_f16x2: return f16(old, b) | f16(old >> 16, b >> 16) << 16;
-    case Type::k_bf16x2: return bf16(old, b) | bf16(old >> 16, b >> 16) << 16;
-    default: break;
+      return bits<u32>(
+          on_floats(bits<float>(static_cast<u32>(old)), bits<float>(static_cast<u32>(b))));
+    case Type::k_f64:
+      return bits<u64>(on_floats(bits<double>(old), bits<double>(b)));
+    case Type::k_f16:
+      return f16(old, b);
+    case Type::k_bf16:
+      return bf16(old, b);
+    case Type::k_f16x2:
+      return f16(old, b) | f16(old >> 16, b >> 16) << 16;
+    case Type::k_bf16x2:
+      return bf16(old, b) | bf16(old >> 16, b >> 16) << 16;
+    default:
+      break;
   }
   if (op == AtomicOp::kAdd) return old + b;
   bool less = b < old;
@@ -73,9 +87,9 @@ Step atomic(Machine& machine, Warp& warp, const Insn& insn, u32 mask) {
     if (actual == Space::kShared) {
       const auto target = machine.shared_target(warp, static_cast<u32>(address), span, "atomic");
       if (target.offset % span != 0) {
-        machine.fault(&warp, "MISALIGNED",
-                      format("atomic: shared address 0x%x is not a multiple of %u", target.offset,
-                             span));
+        machine.fault(
+            &warp, "MISALIGNED",
+            format("atomic: shared address 0x%x is not a multiple of %u", target.offset, span));
       }
       machine.access_shared(warp, target, span, false, actor, "atomic");
       memory = machine.access_shared(warp, target, span, true, actor, "atomic");

@@ -19,7 +19,8 @@ void write_reduction(Warp& warp, const NamedBarrier& barrier) {
     case 3:
       warp.set_pred(insn.ops.back(), kFullMask, barrier.true_lanes != 0 ? kFullMask : 0);
       break;
-    default: break;
+    default:
+      break;
   }
 }
 
@@ -32,14 +33,14 @@ Step named_barrier(Machine& machine, Warp& warp, const Insn& insn, u32 mask) {
   const u32 all = static_cast<u32>(cta.warps.size()) * kLanes;
   const u64 count = insn.args[2] != 0 ? warp.value(insn.ops[1], lane) : all;
   if (id >= cta.barriers.size()) {
-    machine.fault(&warp, "DIVERGENCE", format("barrier id %llu, expected 0 to 15",
-                                              static_cast<unsigned long long>(id)));
+    machine.fault(&warp, "DIVERGENCE",
+                  format("barrier id %llu, expected 0 to 15", static_cast<unsigned long long>(id)));
   }
   if (count == 0 || count % kLanes != 0 || count > all) {
-    machine.fault(&warp, "DIVERGENCE",
-                  format("barrier %llu: thread count %llu, expected a multiple of 32 up to %u",
-                         static_cast<unsigned long long>(id),
-                         static_cast<unsigned long long>(count), all));
+    machine.fault(
+        &warp, "DIVERGENCE",
+        format("barrier %llu: thread count %llu, expected a multiple of 32 up to %u",
+               static_cast<unsigned long long>(id), static_cast<unsigned long long>(count), all));
   }
   NamedBarrier& barrier = cta.barriers[id];
   if (barrier.arrived != 0 && barrier.expected != count) {
@@ -147,13 +148,13 @@ Step setmaxnreg(Machine& machine, Warp& warp, const Insn& insn, u32) {
   const u32 count = static_cast<u32>(insn.args[1]);
   const bool inc = insn.args[0] != 0;
   if (count < kLeastRegisters || count > kMostRegisters || count % 8 != 0) {
-    machine.fault(&warp, "SETMAXNREG", format("count %u, expected a multiple of 8 in [24, 256]",
-                                              count));
+    machine.fault(&warp, "SETMAXNREG",
+                  format("count %u, expected a multiple of 8 in [24, 256]", count));
   }
   if (inc ? count < warp.num_registers : count > warp.num_registers) {
-    machine.report(&warp, "SETMAXNREG", 0,
-                   format("%s to %u by a warp that holds %u", inc ? "inc" : "dec", count,
-                          warp.num_registers));
+    machine.report(
+        &warp, "SETMAXNREG", 0,
+        format("%s to %u by a warp that holds %u", inc ? "inc" : "dec", count, warp.num_registers));
     return Step::kNext;
   }
   Cta& cta = *warp.cta;
@@ -161,11 +162,11 @@ Step setmaxnreg(Machine& machine, Warp& warp, const Insn& insn, u32) {
   if (change > cta.free_registers) {
     // Another warp may still give registers back; this one waits, but not for ever.
     if (++warp.blocked_tries < kPatience) return Step::kBlocked;
-    machine.fault(&warp, "SETMAXNREG",
-                  format("inc to %u needs %lld registers of the pool, which never has more than "
-                         "%lld",
-                         count, static_cast<long long>(change),
-                         static_cast<long long>(cta.free_registers)));
+    machine.fault(
+        &warp, "SETMAXNREG",
+        format("inc to %u needs %lld registers of the pool, which never has more than "
+               "%lld",
+               count, static_cast<long long>(change), static_cast<long long>(cta.free_registers)));
   }
   warp.blocked_tries = 0;
   cta.free_registers -= change;

@@ -39,10 +39,10 @@ Insn make_insn(const InsnTuple& t) {
   return insn;
 }
 
-std::shared_ptr<Program> make_program(const std::string& name, const std::vector<InsnTuple>& insns,
-                                      const std::vector<std::pair<u64, bool>>& constants,
-                                      const std::vector<std::tuple<std::string, u32, bool>>& specials,
-                                      const py::dict& sizes) {
+std::shared_ptr<Program> make_program(
+    const std::string& name, const std::vector<InsnTuple>& insns,
+    const std::vector<std::pair<u64, bool>>& constants,
+    const std::vector<std::tuple<std::string, u32, bool>>& specials, const py::dict& sizes) {
   auto program = std::make_shared<Program>();
   program->name = name;
   for (const InsnTuple& t : insns) program->insns.push_back(make_insn(t));
@@ -75,6 +75,7 @@ Options make_options(const py::dict& d) {
   o.checks = d["checks"].cast<bool>();
   o.hopper_accumulate = d["hopper_accumulate"].cast<bool>();
   o.max_instructions = d["max_instructions"].cast<u64>();
+  o.max_idle_instructions = std::min<u64>(o.max_idle_instructions, o.max_instructions);
   o.resident_ctas = std::max(1u, d["resident_ctas"].cast<u32>());
   return o;
 }

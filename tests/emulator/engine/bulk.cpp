@@ -15,6 +15,18 @@ BulkActors bulk_actors(Machine& machine, Warp& warp, bool strong) {
   return {read, write};
 }
 
+bool repeats_earlier_lane(Warp& warp, const Insn& insn, u32 mask, int lane) {
+  for (int earlier = 0; earlier < lane; ++earlier) {
+    if (!has_lane(mask, earlier)) continue;
+    bool same = true;
+    for (const Operand& o : insn.ops) {
+      same &= o.kind == OperandKind::kNone || warp.value(o, earlier) == warp.value(o, lane);
+    }
+    if (same) return true;
+  }
+  return false;
+}
+
 void reduce_elements(AtomicOp op, Type type, u8* to, const u8* from, u32 count) {
   const u32 element = type_bytes(type);
   for (u32 i = 0; i < count; ++i) {
@@ -26,10 +38,7 @@ void reduce_elements(AtomicOp op, Type type, u8* to, const u8* from, u32 count) 
   }
 }
 
-void issue_load(Machine& machine, Warp& warp, const Insn& insn, int lane, u32 num_bytes,
-                const std::function<void(const Actor&)>& touch_source,
-                const std::function<std::function<void(Machine&)>(const Machine::SharedTarget&)>&
-                    prepare) {
+void issue_load(Machine& machine, Warp& warp, const Insn& insn, int lane, const LoadParts& parts) {
   const Cluster& cluster = *warp.cta->cluster;
   const u32 destination = static_cast<u32>(warp.address(insn.ops[0], lane));
   const u32 signal = static_cast<u32>(warp.address(insn.ops[2], lane));
@@ -38,8 +47,9 @@ void issue_load(Machine& machine, Warp& warp, const Insn& insn, int lane, u32 nu
   if (multicast) {
     const u32 ranks = static_cast<u32>(warp.value(insn.ops[3], lane)) & 0xffffu;
     if (ranks == 0 || ranks >> cluster.ctas.size() != 0) {
-      machine.fault(&warp, "BOUNDS", format("multicast mask 0x%x in a cluster of %zu CTAs", ranks,
-                                            cluster.ctas.size()));
+      machine.fault(
+          &warp, "BOUNDS",
+          format("multicast mask 0x%x in a cluster of %zu CTAs", ranks, cluster.ctas.size()));
     }
     for (u32 rank = 0; rank < cluster.ctas.size(); ++rank) {
       if ((ranks >> rank & 1u) == 0) continue;
@@ -52,7 +62,7 @@ void issue_load(Machine& machine, Warp& warp, const Insn& insn, int lane, u32 nu
   }
   bool first = true;
   for (const auto& [to, on] : targets) {
-    const auto where = machine.shared_target(warp, to, num_bytes, "bulk copy");
+    const auto where = machine.shared_target(warp, to, parts.footprint, "bulk copy");
     const auto bell = machine.shared_target(warp, on, 8, "bulk copy");
     Mbarrier& barrier = machine.mbarrier_at(warp, bell, "bulk copy");
     machine.check_async_init(warp, barrier);
@@ -60,10 +70,11 @@ void issue_load(Machine& machine, Warp& warp, const Insn& insn, int lane, u32 nu
     actor.async = true;
     actor.who = barrier.who;
     actor.value = barrier.phase + 1;
-    if (first) touch_source(actor);
+    if (first) parts.touch_source(actor);
     first = false;
-    auto move = prepare(where);
-    machine.access_shared(warp, where, num_bytes, true, actor, "bulk copy");
+    auto move = parts.prepare(where);
+    parts.touch_target(where, actor);
+    const u32 num_bytes = parts.num_bytes;
     barrier.in_flight += num_bytes;
     AsyncOp work{AsyncKind::kLoad, &warp, 0, 0, nullptr};
     work.run = [move = std::move(move), bell, num_bytes](Machine& m) {
@@ -103,29 +114,33 @@ Step load(Machine& machine, Warp& warp, const Insn& insn, u32 mask) {
     const u32 num_bytes = static_cast<u32>(size);
     Cta* own = warp.cta;
     const u32 from_offset = static_cast<u32>(source) & kSharedOffsetMask;
-    issue_load(
-        machine, warp, insn, l, num_bytes,
-        [&](const Actor& actor) {
-          if (from_shared) {
-            const auto from = machine.shared_target(warp, from_offset, num_bytes, "bulk copy");
-            machine.access_shared(warp, from, num_bytes, false, actor, "bulk copy");
-          } else {
-            machine.access_global(warp, source, num_bytes, false, actor, "bulk copy", 16);
-          }
-        },
-        [&](const Machine::SharedTarget& where) {
-          return [=](Machine& m) {
-            const u8* from = from_shared ? own->shared.data() + from_offset
-                                         : m.memory.data(source);
-            u8* to = where.cta->shared.data() + where.offset;
-            if (reduce) {
-              reduce_elements(op, type, to, from, num_bytes / type_bytes(type));
-            } else {
-              std::memcpy(to, from, num_bytes);
-            }
-            ++where.cta->shared_version;
-          };
-        });
+    LoadParts parts;
+    parts.num_bytes = parts.footprint = num_bytes;
+    parts.touch_source = [&](const Actor& actor) {
+      if (from_shared) {
+        const auto from = machine.shared_target(warp, from_offset, num_bytes, "bulk copy");
+        machine.access_shared(warp, from, num_bytes, false, actor, "bulk copy");
+      } else {
+        machine.access_global(warp, source, num_bytes, false, actor, "bulk copy", 16);
+      }
+    };
+    parts.touch_target = [&](const Machine::SharedTarget& where, const Actor& actor) {
+      if (reduce) machine.access_shared(warp, where, num_bytes, false, actor, "bulk reduce");
+      machine.access_shared(warp, where, num_bytes, true, actor, "bulk copy");
+    };
+    parts.prepare = [&](const Machine::SharedTarget& where) {
+      return [=](Machine& m) {
+        const u8* from = from_shared ? own->shared.data() + from_offset : m.memory.data(source);
+        u8* to = where.cta->shared.data() + where.offset;
+        if (reduce) {
+          reduce_elements(op, type, to, from, num_bytes / type_bytes(type));
+        } else {
+          std::memcpy(to, from, num_bytes);
+        }
+        ++where.cta->shared_version;
+      };
+    };
+    issue_load(machine, warp, insn, l, parts);
   }
   return Step::kNext;
 }
@@ -137,12 +152,13 @@ Step store(Machine& machine, Warp& warp, const Insn& insn, u32 mask) {
   const Type type = insn.type;
   for (int l = 0; l < kLanes; ++l) {
     if (!has_lane(mask, l)) continue;
+    if (!reduce && repeats_earlier_lane(warp, insn, mask, l)) continue;
     const u64 destination = warp.address(insn.ops[0], l);
     const u64 size = warp.value(insn.ops[2], l);
     check_bulk(machine, warp, destination, warp.address(insn.ops[1], l), size);
     const u32 num_bytes = static_cast<u32>(size);
-    const auto where = machine.shared_target(
-        warp, static_cast<u32>(warp.address(insn.ops[1], l)), num_bytes, "bulk store");
+    const auto where = machine.shared_target(warp, static_cast<u32>(warp.address(insn.ops[1], l)),
+                                             num_bytes, "bulk store");
     const BulkActors actors = bulk_actors(machine, warp, reduce);
     machine.access_shared(warp, where, num_bytes, false, actors.read, "bulk store");
     if (reduce) {
@@ -194,8 +210,8 @@ Step store_async(Machine& machine, Warp& warp, const Insn& insn, u32 mask) {
   for (int l = 0; l < kLanes; ++l) {
     if (!has_lane(mask, l)) continue;
     const u32 span = num * element;
-    const auto where = machine.shared_target(
-        warp, static_cast<u32>(warp.address(insn.ops[0], l)), span, "st.async");
+    const auto where = machine.shared_target(warp, static_cast<u32>(warp.address(insn.ops[0], l)),
+                                             span, "st.async");
     const auto bell = machine.shared_target(
         warp, static_cast<u32>(warp.address(insn.ops[1 + num], l)), 8, "st.async");
     if (where.offset % span != 0) {

@@ -25,7 +25,7 @@ void Machine::fault(Warp* warp, const char* category, const std::string& text) {
 }
 
 bool Machine::ordered(const Access& access, const Actor& actor) const {
-  if (access.grid != grid_number_) {
+  if (access.grid != grid_number()) {
     return access.grid < floor_grid_ || actor.know->seen.knows_predecessor();
   }
   if (access.who == actor.who) {
@@ -36,6 +36,9 @@ bool Machine::ordered(const Access& access, const Actor& actor) const {
     // Two lanes that store the same word in one instruction: one of them wins, as CUDA says.
     if (access.pc == actor.pc && access.value == actor.value) return true;
     if (access.lane == actor.lane && access.lane != kAnyLane) return true;
+    // ldmatrix, then stmatrix over the same rows: both wait for all lanes, so the reads are issued
+    // before the writes. CUTLASS epilogues rely on it. The other direction needs bar.warp.sync.
+    if (access.read && access.lane == kAnyLane && actor.lane == kAnyLane) return true;
     const Warp& warp = *actor.warp;
     // Collective instructions (ldmatrix, stmatrix) and broadcast reads stand for every lane.
     const u32 lanes_from = actor.lane == kAnyLane ? 0 : actor.lane;
@@ -81,8 +84,8 @@ void Machine::note_remote(const Actor& actor, Cta& target) {
 }
 
 Actor Machine::actor(Warp& warp, u32 lane, bool strong) const {
-  return Actor{&warp, &warp.know, warp.who(kWarpAgent), warp.now, warp.last_pc, lane, false,
-               strong};
+  return Actor{&warp, &warp.know, warp.who(kWarpAgent), warp.now, warp.last_pc, lane,
+               false, strong};
 }
 
 Machine::SharedTarget Machine::shared_target(Warp& warp, u32 address, u32 num_bytes,
@@ -93,8 +96,9 @@ Machine::SharedTarget Machine::shared_target(Warp& warp, u32 address, u32 num_by
   if (rank != 0) {
     const auto& ctas = warp.cta->cluster->ctas;
     if (rank > ctas.size()) {
-      fault(&warp, "BOUNDS", format("%s: shared address 0x%x names CTA rank %u of a cluster of %zu",
-                                    what, address, rank - 1, ctas.size()));
+      fault(&warp, "BOUNDS",
+            format("%s: shared address 0x%x names CTA rank %u of a cluster of %zu", what, address,
+                   rank - 1, ctas.size()));
     }
     cta = ctas[rank - 1].get();
     bool started = cta == warp.cta;
@@ -153,9 +157,9 @@ u8* Machine::access_shared(Warp& warp, SharedTarget where, u32 num_bytes, bool w
   } else if (options.checks) {
     for (u32 i = 0; i < num_bytes; ++i) {
       if (state[i] == kInitialised) continue;
-      report(&warp, "UNINIT",
-             0, format("%s of shared 0x%x (CTA rank %u), which nothing has written", what,
-                       where.offset + i, cta.rank));
+      report(&warp, "UNINIT", 0,
+             format("%s of shared 0x%x (CTA rank %u), which nothing has written", what,
+                    where.offset + i, cta.rank));
       break;
     }
   }
@@ -184,8 +188,9 @@ u8* Machine::access_global(Warp& warp, u64 address, u32 num_bytes, bool write, c
                    memory.describe(address + i)));
     }
     if (!write) {
-      report(&warp, "UNINIT", 0, format("%s of global 0x%llx, which nothing has written (%s)", what,
-                                        shown + i, memory.describe(address + i)));
+      report(&warp, "UNINIT", 0,
+             format("%s of global 0x%llx, which nothing has written (%s)", what, shown + i,
+                    memory.describe(address + i)));
       break;
     }
   }

@@ -50,7 +50,8 @@ class Clock {
 // "every thread fences, CTA barrier, one thread signals" publishes the writes of all threads.
 struct Knowledge {
   Knowledge() : Knowledge(0) {}
-  explicit Knowledge(u32 cluster) : seen(cluster), async(cluster), fenced(cluster), heard(cluster) {}
+  explicit Knowledge(u32 cluster)
+      : seen(cluster), async(cluster), fenced(cluster), heard(cluster) {}
   void join(const Knowledge& other) {
     seen.join(other.seen);
     async.join(other.async);

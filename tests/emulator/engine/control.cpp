@@ -44,9 +44,9 @@ Step branch_indexed(Machine& machine, Warp& warp, const Insn& insn, u32 mask) {
     if (!has_lane(mask, l)) continue;
     const u64 index = warp.value(insn.ops[0], l);
     if (index >= insn.args.size()) {
-      machine.fault(&warp, "BOUNDS", format("brx.idx: index %llu of %zu targets",
-                                            static_cast<unsigned long long>(index),
-                                            insn.args.size()));
+      machine.fault(&warp, "BOUNDS",
+                    format("brx.idx: index %llu of %zu targets",
+                           static_cast<unsigned long long>(index), insn.args.size()));
     }
     Split part = base;
     part.pc = static_cast<u32>(insn.args[index]);
@@ -105,8 +105,9 @@ Step call(Machine& machine, Warp& warp, const Insn& insn, u32 mask) {
 }
 
 Step trap(Machine& machine, Warp& warp, const Insn& insn, u32) {
-  machine.fault(&warp, "TRAP", insn.opcode == "assertfail" ? "a device assertion failed"
-                                                           : "the kernel executed a trap");
+  machine.fault(
+      &warp, "TRAP",
+      insn.opcode == "assertfail" ? "a device assertion failed" : "the kernel executed a trap");
 }
 
 // Clocks count executed instructions: monotonic and reproducible, no measure of time.

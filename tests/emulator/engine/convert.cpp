@@ -1,8 +1,8 @@
 // cvt between every integer and float type, the packed narrow formats, and cvt.pack.
 //
-// args[0]: rounding 'n' nearest even, 'z' zero, 'm' down, 'p' up, 'a' away; 0 where none is written.
-// args[1]: .sat, args[2]: .ftz, args[3]: .relu. Integer results of float sources clamp to the
-// range of the type and NaN becomes 0, as PTX says.
+// args[0]: rounding 'n' nearest even, 'z' zero, 'm' down, 'p' up, 'a' away; 0 where none is
+// written. args[1]: .sat, args[2]: .ftz, args[3]: .relu. Integer results of float sources clamp to
+// the range of the type and NaN becomes 0, as PTX says.
 
 #include "alu.h"
 
@@ -11,37 +11,53 @@ namespace {
 
 double read_float(Warp& warp, const Operand& o, int lane, Type type) {
   switch (type) {
-    case Type::k_f32: return warp.reg<float>(o)[lane];
-    case Type::k_f64: return warp.reg<double>(o)[lane];
-    case Type::k_f16: return f16_to_float(static_cast<u16>(warp.reg<u32>(o)[lane]));
-    default: return bf16_to_float(static_cast<u16>(warp.reg<u32>(o)[lane]));
+    case Type::k_f32:
+      return warp.reg<float>(o)[lane];
+    case Type::k_f64:
+      return warp.reg<double>(o)[lane];
+    case Type::k_f16:
+      return f16_to_float(static_cast<u16>(warp.reg<u32>(o)[lane]));
+    default:
+      return bf16_to_float(static_cast<u16>(warp.reg<u32>(o)[lane]));
   }
 }
 
 s64 read_integer(Warp& warp, const Operand& o, int lane, Type type) {
   const u64 v = warp.value(o, lane);
   switch (type) {
-    case Type::k_s8: return static_cast<s8>(v);
-    case Type::k_s16: return static_cast<s16>(v);
-    case Type::k_s32: return static_cast<s32>(v);
-    case Type::k_u8: return static_cast<u8>(v);
-    case Type::k_u16: return static_cast<u16>(v);
-    case Type::k_u32: return static_cast<u32>(v);
-    default: return static_cast<s64>(v);
+    case Type::k_s8:
+      return static_cast<s8>(v);
+    case Type::k_s16:
+      return static_cast<s16>(v);
+    case Type::k_s32:
+      return static_cast<s32>(v);
+    case Type::k_u8:
+      return static_cast<u8>(v);
+    case Type::k_u16:
+      return static_cast<u16>(v);
+    case Type::k_u32:
+      return static_cast<u32>(v);
+    default:
+      return static_cast<s64>(v);
   }
 }
 
 double to_integral(double v, char mode) {
   switch (mode) {
-    case 'z': return std::trunc(v);
-    case 'm': return std::floor(v);
-    case 'p': return std::ceil(v);
-    default: return std::nearbyint(v);
+    case 'z':
+      return std::trunc(v);
+    case 'm':
+      return std::floor(v);
+    case 'p':
+      return std::ceil(v);
+    default:
+      return std::nearbyint(v);
   }
 }
 
 u64 float_to_integer(double v, Type type, char mode) {
-  if (std::isnan(v)) return 0;
+  // A NaN gives 0, in 64 bits the sign bit alone, as seen on an H100.
+  if (std::isnan(v)) return type_bytes(type) == 8 ? 1ull << 63 : 0;
   const int width = static_cast<int>(8 * type_bytes(type));
   const double integral = to_integral(v, mode);
   if (is_signed(type)) {
@@ -55,12 +71,12 @@ u64 float_to_integer(double v, Type type, char mode) {
   return static_cast<u64>(integral);
 }
 
-// Registers narrower than a slot stay zero extended, whatever the sign.
 void write_integer(Warp& warp, const Operand& o, int lane, u64 v, Type type) {
   const u32 bytes = type_bytes(type);
-  // A destination wider than the type is filled by sign: cvt.s8.s32 into a 32-bit register.
-  if (is_signed(type) && o.kind == OperandKind::kReg32 && bytes == 1) {
-    v = static_cast<u32>(static_cast<s32>(static_cast<s8>(v)));
+  // A destination wider than the type is filled by sign; what a 16-bit register holds above its
+  // width is never looked at.
+  if (is_signed(type) && o.kind == OperandKind::kReg32 && bytes <= 2) {
+    v = static_cast<u32>(bytes == 1 ? s32{static_cast<s8>(v)} : s32{static_cast<s16>(v)});
   } else if (bytes < 8) {
     v &= ~0ull >> (64 - 8 * bytes);
   }
@@ -83,18 +99,29 @@ u64 saturate_integer(s64 v, bool unsigned_source, Type type) {
 u32 narrow(double v, Type type, char mode) {
   const float f = static_cast<float>(v);
   switch (type) {
-    case Type::k_f16: return mode == 'z' ? float_to_f16_zero(f) : double_to_f16(v);
-    case Type::k_bf16: return mode == 'z' ? float_to_bf16_zero(f) : float_to_bf16(f);
-    case Type::k_tf32: return mode == 'z' ? bits<u32>(f) & 0xffffe000u : float_to_tf32(f);
-    default: return 0;
+    case Type::k_f16:
+      if (std::isnan(v)) return kNanF16;
+      return mode == 'z' ? float_to_f16_zero(f) : double_to_f16(v);
+    case Type::k_bf16:
+      return mode == 'z' ? float_to_bf16_zero(f) : float_to_bf16(f);
+    case Type::k_tf32:
+      return mode == 'z' ? bits<u32>(f) & 0xffffe000u : float_to_tf32(f);
+    default:
+      return 0;
   }
 }
 
 void write_float(Warp& warp, const Operand& o, int lane, double v, Type type, char mode) {
   switch (type) {
-    case Type::k_f64: warp.reg<double>(o)[lane] = v; break;
-    case Type::k_f32: warp.reg<float>(o)[lane] = double_to_float(v, mode); break;
-    default: warp.reg<u32>(o)[lane] = narrow(v, type, mode); break;
+    case Type::k_f64:
+      warp.reg<double>(o)[lane] = v;
+      break;
+    case Type::k_f32:
+      warp.reg<float>(o)[lane] = F32::put(double_to_float(v, mode));
+      break;
+    default:
+      warp.reg<u32>(o)[lane] = narrow(v, type, mode);
+      break;
   }
 }
 
@@ -117,7 +144,7 @@ Step convert(Machine&, Warp& warp, const Insn& insn, u32 mask) {
       if (insn.args[0] != 0 && type_bytes(from) == type_bytes(to) && from == to) {
         v = to_integral(v, mode);
       }
-      if (sat) v = std::isnan(v) ? 0.0 : std::min(std::max(v, 0.0), 1.0);
+      if (sat) v = v > 0 ? std::min(v, 1.0) : 0.0;
       if (relu && !(v > 0)) v = std::isnan(v) ? v : 0.0;
       write_float(warp, d, l, v, to, mode);
     } else if (is_float(to)) {
@@ -125,8 +152,8 @@ Step convert(Machine&, Warp& warp, const Insn& insn, u32 mask) {
       const bool big = from == Type::k_u64 && v < 0;
       if (to == Type::k_f32 && mode == 'n') {
         // Through a double a 64-bit integer would round twice.
-        warp.reg<float>(d)[l] = big ? static_cast<float>(static_cast<u64>(v))
-                                    : static_cast<float>(v);
+        warp.reg<float>(d)[l] =
+            big ? static_cast<float>(static_cast<u64>(v)) : static_cast<float>(v);
       } else {
         write_float(warp, d, l,
                     big ? static_cast<double>(static_cast<u64>(v)) : static_cast<double>(v), to,
@@ -147,10 +174,15 @@ Step pack_pair(Machine&, Warp& warp, const Insn& insn, u32 mask) {
   const auto narrow_one = [&](float f) -> u32 {
     if (relu && !(f > 0)) f = std::isnan(f) ? f : 0.0f;
     switch (insn.type) {
-      case Type::k_f16x2: return zero ? float_to_f16_zero(f) : float_to_f16(f);
-      case Type::k_bf16x2: return zero ? float_to_bf16_zero(f) : float_to_bf16(f);
-      case Type::k_e4m3x2: return float_to_e4m3(f);
-      default: return float_to_e5m2(f);
+      case Type::k_f16x2:
+        if (std::isnan(f)) return kNanF16;
+        return zero ? float_to_f16_zero(f) : float_to_f16(f);
+      case Type::k_bf16x2:
+        return zero ? float_to_bf16_zero(f) : float_to_bf16(f);
+      case Type::k_e4m3x2:
+        return float_to_e4m3(f);
+      default:
+        return float_to_e5m2(f);
     }
   };
   const int shift = type_bytes(insn.type) == 4 ? 16 : 8;
@@ -176,7 +208,7 @@ Step repack_pair(Machine&, Warp& warp, const Insn& insn, u32 mask) {
         const auto& table = insn.type2 == Type::k_e4m3x2 ? kE4m3ToFloat : kE5m2ToFloat;
         float f = table[v >> 8 * half & 255u];
         if (relu && !(f > 0)) f = std::isnan(f) ? f : 0.0f;
-        result |= static_cast<u32>(float_to_f16(f)) << 16 * half;
+        result |= F16::put(f) << 16 * half;
       } else {
         float f = f16_to_float(static_cast<u16>(v >> 16 * half));
         if (relu && !(f > 0)) f = std::isnan(f) ? f : 0.0f;
@@ -195,10 +227,10 @@ Step pack_integers(Machine&, Warp& warp, const Insn& insn, u32 mask) {
   const u32 ones = width == 16 ? 0xffffu : 0xffu;
   for (int l = 0; l < kLanes; ++l) {
     if (!has_lane(mask, l)) continue;
-    const u64 high = saturate_integer(read_integer(warp, insn.ops[1], l, Type::k_s32), false,
-                                      insn.type);
-    const u64 low = saturate_integer(read_integer(warp, insn.ops[2], l, Type::k_s32), false,
-                                     insn.type);
+    const u64 high =
+        saturate_integer(read_integer(warp, insn.ops[1], l, Type::k_s32), false, insn.type);
+    const u64 low =
+        saturate_integer(read_integer(warp, insn.ops[2], l, Type::k_s32), false, insn.type);
     const u32 rest = insn.ops.size() > 3 ? warp.reg<u32>(insn.ops[3])[l] << 2 * width : 0;
     warp.reg<u32>(insn.ops[0])[l] =
         (static_cast<u32>(high) & ones) << width | (static_cast<u32>(low) & ones) | rest;
@@ -212,14 +244,22 @@ struct Same {
     return a;
   }
 };
+// bf16 to fp32 is a shift, NaN payloads included.
+struct Widen {
+  static u32 run(u32 a) { return a << 16; }
+};
+template <bool kZero>
+struct ToTf32 {
+  static u32 run(u32 a) { return kZero ? a & 0xffffe000u : float_to_tf32(bits<float>(a)); }
+};
 struct Narrow {
   static u32 run(u64 a) { return static_cast<u32>(a); }
 };
 
 Handler resolve_convert(const Insn& i) {
   const Type to = i.type, from = i.type2;
-  const bool to_pair = to == Type::k_f16x2 || to == Type::k_bf16x2 || to == Type::k_e4m3x2 ||
-                       to == Type::k_e5m2x2;
+  const bool to_pair =
+      to == Type::k_f16x2 || to == Type::k_bf16x2 || to == Type::k_e4m3x2 || to == Type::k_e5m2x2;
   if (to_pair) {
     if (i.ops.size() == 3) return from == Type::k_f32 ? pack_pair : nullptr;
     const bool from_fp8 = from == Type::k_e4m3x2 || from == Type::k_e5m2x2;
@@ -228,10 +268,16 @@ Handler resolve_convert(const Insn& i) {
     return to_fp8 && from == Type::k_f16x2 ? repack_pair : nullptr;
   }
   const auto scalar = [](Type t) {
-    return is_float(t) || (t >= Type::k_u8 && t <= Type::k_s64 && t != Type::k_f16x2 &&
-                           t != Type::k_bf16x2);
+    return is_float(t) ||
+           (t >= Type::k_u8 && t <= Type::k_s64 && t != Type::k_f16x2 && t != Type::k_bf16x2);
   };
   if (!scalar(to) || !scalar(from) || from == Type::k_tf32 || i.ops.size() != 2) return nullptr;
+  if (to == Type::k_f32 && from == Type::k_bf16 && i.args[1] == 0 && i.args[3] == 0) {
+    return unary<U32, U32, Widen>;
+  }
+  if (to == Type::k_tf32 && from == Type::k_f32 && i.args[3] == 0) {
+    return i.args[0] == 'z' ? unary<U32, U32, ToTf32<true>> : unary<U32, U32, ToTf32<false>>;
+  }
   // The widenings and truncations of every address computation.
   if (i.args[1] == 0) {
     if (to == Type::k_u64 && from == Type::k_u32) return unary<U64, U32, Same>;
@@ -245,9 +291,8 @@ Handler resolve_convert(const Insn& i) {
 
 void register_convert(Registry& r) {
   r.add("cvt", resolve_convert);
-  r.add("cvt_pack", [](const Insn& i) -> Handler {
-    return type_bytes(i.type) <= 2 ? pack_integers : nullptr;
-  });
+  r.add("cvt_pack",
+        [](const Insn& i) -> Handler { return type_bytes(i.type) <= 2 ? pack_integers : nullptr; });
 }
 
 }  // namespace emulator

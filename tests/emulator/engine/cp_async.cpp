@@ -16,15 +16,15 @@ Step copy(Machine& machine, Warp& warp, const Insn& insn, u32 mask) {
   const u32 num_bytes = static_cast<u32>(insn.args[0]);
   for (int l = 0; l < kLanes; ++l) {
     if (!has_lane(mask, l)) continue;
-    const auto where = machine.shared_target(
-        warp, static_cast<u32>(warp.address(insn.ops[0], l)), num_bytes, "cp.async");
+    const auto where = machine.shared_target(warp, static_cast<u32>(warp.address(insn.ops[0], l)),
+                                             num_bytes, "cp.async");
     const u64 source = warp.address(insn.ops[1], l);
     u32 used = num_bytes;
     if (insn.ops.size() > 2) used = static_cast<u32>(warp.value(insn.ops[2], l));
     if (where.offset % num_bytes != 0) {
-      machine.fault(&warp, "MISALIGNED",
-                    format("cp.async: shared address 0x%x is not a multiple of %u", where.offset,
-                           num_bytes));
+      machine.fault(
+          &warp, "MISALIGNED",
+          format("cp.async: shared address 0x%x is not a multiple of %u", where.offset, num_bytes));
     }
     if (used > num_bytes) {
       machine.fault(&warp, "BOUNDS", format("cp.async: source size %u of %u", used, num_bytes));
@@ -76,8 +76,8 @@ Step arrive(Machine& machine, Warp& warp, const Insn& insn, u32 mask) {
   const u32 reached = ++warp.cp_epoch;
   for (int l = 0; l < kLanes; ++l) {
     if (!has_lane(mask, l)) continue;
-    const auto where = machine.shared_target(
-        warp, static_cast<u32>(warp.address(insn.ops[0], l)), 8, "cp.async.mbarrier.arrive");
+    const auto where = machine.shared_target(warp, static_cast<u32>(warp.address(insn.ops[0], l)),
+                                             8, "cp.async.mbarrier.arrive");
     Mbarrier& barrier = machine.mbarrier_at(warp, where, "cp.async.mbarrier.arrive");
     // Without .noinc the pending count rises first, so that the arrival changes nothing in sum.
     if (insn.args[0] == 0) ++barrier.pending;

@@ -17,9 +17,9 @@ bool is_register(const Operand& o) {
 }
 
 bool ends_path(const Insn& insn) {
-  return !insn.predicated && (insn.opcode == "exit" || insn.opcode == "ret" ||
-                              insn.opcode == "bra" || insn.opcode == "brx_idx" ||
-                              insn.opcode == "trap");
+  return !insn.predicated &&
+         (insn.opcode == "exit" || insn.opcode == "ret" || insn.opcode == "bra" ||
+          insn.opcode == "brx_idx" || insn.opcode == "trap");
 }
 
 std::vector<u32> successors(const Program& program, u32 pc) {

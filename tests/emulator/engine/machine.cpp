@@ -77,17 +77,17 @@ std::unique_ptr<Cta> Machine::make_cta(Cluster& cluster, u32 rank, u32 x, u32 y,
   cta->x = x;
   cta->y = y;
   cta->z = z;
-  const u32 start = round_up(kSharedStart + program->static_shared_bytes,
-                             program->dynamic_shared_align);
+  const u32 start =
+      round_up(kSharedStart + program->static_shared_bytes, program->dynamic_shared_align);
   const u32 used = start + shape.dynamic_shared_bytes;
   if (used > kSharedStart + kSharedLimit) {
-    fault(nullptr, "BOUNDS", format("%u bytes of shared memory, expected at most %u",
-                                    used - kSharedStart, kSharedLimit));
+    fault(nullptr, "BOUNDS",
+          format("%u bytes of shared memory, expected at most %u", used - kSharedStart,
+                 kSharedLimit));
   }
   cta->shared.assign(used, 0xff);
   cta->shared_state.assign(used, kUninitialised);
-  cta->cells = {static_cast<Cell*>(std::calloc(used / kBytesPerCell + 1, sizeof(Cell))),
-                std::free};
+  cta->cells = {static_cast<Cell*>(std::calloc(used / kBytesPerCell + 1, sizeof(Cell))), std::free};
   cta->shadow.set_cells(cta->cells.get());
   cta->at_exit = Clock(cluster.id);
   for (NamedBarrier& barrier : cta->barriers) barrier.know = Knowledge(cluster.id);

@@ -33,14 +33,21 @@ struct Split {
   std::vector<u32> stack;
 };
 
-enum class WarpState : u8 { kRunnable, kAtBarrier, kAtMbarrier, kAtClusterBarrier, kAtWgmma, kDone };
+enum class WarpState : u8 {
+  kRunnable,
+  kAtBarrier,
+  kAtMbarrier,
+  kAtClusterBarrier,
+  kAtWgmma,
+  kDone
+};
 
 // The agents of one warp that have a clock component of their own, in order.
 enum Agent : u32 { kWarpAgent, kCpAsyncAgent, kBulkReadAgent, kBulkAgent, kWgmmaAgent, kNumAgents };
 
 struct Warp {
   Cta* cta = nullptr;
-  u32 index = 0;       // in the CTA
+  u32 index = 0;  // in the CTA
   u32 first_component = 0;
   std::vector<u32> registers;
   std::vector<u32> preds;
@@ -49,35 +56,35 @@ struct Warp {
   std::vector<Split> splits;
   std::size_t current = 0;  // the split that is executing
   u32 alive = 0;
-  u32 started = 0;          // lanes that exist at all
-  u32 carry = 0;            // the CC register
+  u32 started = 0;  // lanes that exist at all
+  u32 carry = 0;    // the CC register
   WarpState state = WarpState::kRunnable;
-  u32 waits_on = 0;         // named barrier
-  u32 cluster_phase = 0;    // the phase its arrival belongs to, 0 without one
+  u32 waits_on = 0;       // named barrier
+  u32 cluster_phase = 0;  // the phase its arrival belongs to, 0 without one
   u32 blocked_tries = 0;
   const Insn* barrier_insn = nullptr;  // the named barrier it sleeps at
   u32 last_pc = 0;
 
   Knowledge know;
-  u32 now = 2;                       // own clock; 1 is the epoch "has started"
+  u32 now = 2;  // own clock; 1 is the epoch "has started"
   // synced[a][b]: the warp's clock up to which lane a is ordered after lane b. Lanes are threads:
   // only bar.warp.sync and CTA barriers order them.
   std::array<std::array<u32, kLanes>, kLanes> synced{};
 
-  u32 wgmma_groups = 0;              // committed so far
+  u32 wgmma_groups = 0;  // committed so far
   // Per register word: wgmmas not yet waited for, 0x100 for each that accumulates into it, 1 for
   // each that reads it as A.
   std::vector<u16> wgmma_in_flight;
   std::deque<std::pair<u32, const Insn*>> wgmma_pending;  // group and instruction
-  std::vector<u8> wgmma_dirty;       // written since the last wgmma.fence
+  std::vector<u8> wgmma_dirty;                            // written since the last wgmma.fence
   u32 num_in_flight = 0;
 
   u32 bulk_groups = 0;
-  u32 cp_epoch = 0;                  // advances at every commit and asynchronous arrive
-  std::vector<u32> cp_groups;        // epoch of each committed cp.async group
-  u32 num_registers = 0;             // per thread, for setmaxnreg
+  u32 cp_epoch = 0;            // advances at every commit and asynchronous arrive
+  std::vector<u32> cp_groups;  // epoch of each committed cp.async group
+  u32 num_registers = 0;       // per thread, for setmaxnreg
   bool cluster_arrived = false;
-  std::vector<u8> local;             // per lane, one after the other
+  std::vector<u8> local;  // per lane, one after the other
 
   u32 who(Agent agent) const;
   // Starts a new epoch: what was published before does not cover later accesses.
@@ -108,18 +115,18 @@ struct Warp {
 struct Mbarrier {
   Cta* cta = nullptr;
   u32 address = 0;
-  u32 who = 0;            // its component: value n means "phase n - 1 has completed"
+  u32 who = 0;  // its component: value n means "phase n - 1 has completed"
   bool live = false;
   bool init_fenced = false;  // fence.mbarrier_init covered its init
   u32 init_who = 0, init_value = 0, init_pc = 0;
   u32 count = 0;
   u32 pending = 0;
   u32 phase = 0;
-  s64 tx = 0;             // expected minus completed bytes of the phase
-  u64 in_flight = 0;      // bytes of copies issued towards it and not yet landed
-  u32 last_pc = 0;        // last operation on it, for reports
-  Knowledge arriving;     // of the phase that is filling
-  Knowledge done;         // of the last completed phase
+  s64 tx = 0;          // expected minus completed bytes of the phase
+  u64 in_flight = 0;   // bytes of copies issued towards it and not yet landed
+  u32 last_pc = 0;     // last operation on it, for reports
+  Knowledge arriving;  // of the phase that is filling
+  Knowledge done;      // of the last completed phase
 };
 
 struct NamedBarrier {
@@ -184,6 +191,7 @@ struct Options {
   bool checks = true;
   bool hopper_accumulate = false;
   u64 max_instructions = 100'000'000;
+  u64 max_idle_instructions = 3'000'000;  // without a store, arrival or copy by anybody
   u32 resident_ctas = 132;
 };
 
@@ -193,11 +201,12 @@ struct LaunchShape {
   bool programmatic = false;  // may overlap the launch before it
 };
 
-#define EMULATOR_COUNTERS(X)                                                               \
-  X(warp_instructions) X(thread_instructions) X(wgmma_instructions) X(wgmma_macs)           \
-  X(mma_macs) X(tma_load_bytes) X(tma_store_bytes) X(tma_instructions)                      \
-  X(global_load_bytes) X(global_store_bytes) X(global_sectors) X(uncoalesced_accesses)      \
-  X(shared_accesses) X(shared_bank_conflicts) X(atomics) X(mbarrier_waits)
+#define EMULATOR_COUNTERS(X)                                                                    \
+  X(warp_instructions)                                                                          \
+  X(thread_instructions) X(wgmma_instructions) X(wgmma_macs) X(mma_macs) X(tma_load_bytes)      \
+      X(tma_store_bytes) X(tma_instructions) X(global_load_bytes) X(global_store_bytes)         \
+          X(global_sectors) X(uncoalesced_accesses) X(shared_accesses) X(shared_bank_conflicts) \
+              X(atomics) X(mbarrier_waits)
 
 struct Counters {
 #define X(name) u64 name = 0;
@@ -219,7 +228,8 @@ class Machine {
   void report(Warp* warp, const char* category, u32 other_pc, const std::string& text);
   [[noreturn]] void fault(Warp* warp, const char* category, const std::string& text);
   bool ordered(const Access& access, const Actor& actor) const;
-  u32 grid_number() const { return grid_number_; }
+  // As kept in shadow cells.
+  u32 grid_number() const { return grid_number_ & kGridMask; }
   u32 floor_grid() const { return floor_grid_; }
 
   // ---- memory

@@ -29,8 +29,7 @@ Step move_tiles(Machine& machine, Warp& warp, const Insn& insn, u32) {
   for (int l = 0; l < num * 8; ++l) {
     u64 address = warp.address(where, l);
     if (machine.resolve(warp, Space::kShared, address) != Space::kShared) continue;
-    const auto target =
-        machine.shared_target(warp, static_cast<u32>(address), kRowBytes, what);
+    const auto target = machine.shared_target(warp, static_cast<u32>(address), kRowBytes, what);
     if (target.offset % kRowBytes != 0) {
       machine.fault(&warp, "MISALIGNED",
                     format("%s: row address 0x%x is not a multiple of 16", what, target.offset));

@@ -16,8 +16,9 @@ constexpr u32 kMaxCount = (1u << 20) - 1;
 Mbarrier& Machine::mbarrier_at(Warp& warp, SharedTarget where, const char* what) {
   const auto found = where.cta->mbarriers.find(where.offset);
   if (found == where.cta->mbarriers.end() || !found->second->live) {
-    fault(&warp, "MBARRIER", format("%s: no live mbarrier at shared 0x%x (CTA rank %u)", what,
-                                    where.offset, where.cta->rank));
+    fault(&warp, "MBARRIER",
+          format("%s: no live mbarrier at shared 0x%x (CTA rank %u)", what, where.offset,
+                 where.cta->rank));
   }
   Mbarrier& barrier = *found->second;
   if (options.checks && barrier.init_who != warp.who(kWarpAgent) &&
@@ -32,8 +33,9 @@ Mbarrier& Machine::mbarrier_at(Warp& warp, SharedTarget where, const char* what)
 
 void Machine::mbarrier_arrive(Warp& warp, Mbarrier& barrier, u32 count, const Knowledge& know) {
   if (count > barrier.pending) {
-    fault(&warp, "MBARRIER", format("mbarrier 0x%x: %u arrivals but phase %u only waits for %u more",
-                                    barrier.address, count, barrier.phase, barrier.pending));
+    fault(&warp, "MBARRIER",
+          format("mbarrier 0x%x: %u arrivals but phase %u only waits for %u more", barrier.address,
+                 count, barrier.phase, barrier.pending));
   }
   ++progress;
   barrier.arriving.join(know);
@@ -51,12 +53,12 @@ void Machine::mbarrier_complete_tx(Mbarrier& barrier, u64 num_bytes) {
 void Machine::mbarrier_check_phase(Mbarrier& barrier) {
   if (barrier.pending != 0 || barrier.tx != 0) return;
   if (barrier.in_flight != 0) {
-    report(nullptr, "MBARRIER", barrier.last_pc,
-           format("mbarrier 0x%x completes phase %u while %llu bytes of copies are in flight: "
-                  "expect_tx is too small (last used at %s)",
-                  barrier.address, barrier.phase,
-                  static_cast<unsigned long long>(barrier.in_flight),
-                  program->location(barrier.last_pc).c_str()));
+    report(
+        nullptr, "MBARRIER", barrier.last_pc,
+        format("mbarrier 0x%x completes phase %u while %llu bytes of copies are in flight: "
+               "expect_tx is too small (last used at %s)",
+               barrier.address, barrier.phase, static_cast<unsigned long long>(barrier.in_flight),
+               program->location(barrier.last_pc).c_str()));
   }
   ++barrier.phase;
   barrier.pending = barrier.count;
@@ -101,8 +103,8 @@ Step init(Machine& machine, Warp& warp, const Insn& insn, u32 mask) {
   for (int l = 0; l < kLanes; ++l) {
     if (!has_lane(mask, l)) continue;
     const auto where = target_of(machine, warp, insn.ops[0], l, "mbarrier.init");
-    machine.access_shared(warp, where, kBytes, true,
-                          machine.actor(warp, static_cast<u32>(l)), "mbarrier.init");
+    machine.access_shared(warp, where, kBytes, true, machine.actor(warp, static_cast<u32>(l)),
+                          "mbarrier.init");
     auto& slot = where.cta->mbarriers[where.offset];
     const u32 count = static_cast<u32>(warp.value(insn.ops[1], l));
     if (count == 0 || count > kMaxCount) {

@@ -20,9 +20,12 @@ Step mov_pred(Machine&, Warp& warp, const Insn& insn, u32 mask) {
 Handler resolve_mov(const Insn& i) {
   if (i.type == Type::k_pred) return mov_pred;
   switch (i.ops[0].kind) {
-    case OperandKind::kReg64: return unary<U64, U64, Same>;
-    case OperandKind::kReg32: return unary<U32, U32, Same>;
-    default: return nullptr;
+    case OperandKind::kReg64:
+      return unary<U64, U64, Same>;
+    case OperandKind::kReg32:
+      return unary<U32, U32, Same>;
+    default:
+      return nullptr;
   }
 }
 
@@ -96,20 +99,34 @@ template <class T>
 bool compare(Compare how, T a, T b) {
   const bool ordered = a == a && b == b;
   switch (how) {
-    case kEq: return a == b;
-    case kNe: return ordered && a != b;
-    case kLt: return a < b;
-    case kLe: return a <= b;
-    case kGt: return a > b;
-    case kGe: return a >= b;
-    case kEqu: return !ordered || a == b;
-    case kNeu: return !ordered || a != b;
-    case kLtu: return !ordered || a < b;
-    case kLeu: return !ordered || a <= b;
-    case kGtu: return !ordered || a > b;
-    case kGeu: return !ordered || a >= b;
-    case kNum: return ordered;
-    case kNan: return !ordered;
+    case kEq:
+      return a == b;
+    case kNe:
+      return ordered && a != b;
+    case kLt:
+      return a < b;
+    case kLe:
+      return a <= b;
+    case kGt:
+      return a > b;
+    case kGe:
+      return a >= b;
+    case kEqu:
+      return !ordered || a == b;
+    case kNeu:
+      return !ordered || a != b;
+    case kLtu:
+      return !ordered || a < b;
+    case kLeu:
+      return !ordered || a <= b;
+    case kGtu:
+      return !ordered || a > b;
+    case kGeu:
+      return !ordered || a >= b;
+    case kNum:
+      return ordered;
+    case kNan:
+      return !ordered;
   }
   return false;
 }
@@ -162,21 +179,34 @@ Step setp_pair(Machine&, Warp& warp, const Insn& insn, u32 mask) {
 Handler resolve_setp(const Insn& i) {
   switch (i.type) {
     case Type::k_b16:
-    case Type::k_u16: return setp<U16>;
-    case Type::k_s16: return setp<S16>;
+    case Type::k_u16:
+      return setp<U16>;
+    case Type::k_s16:
+      return setp<S16>;
     case Type::k_b32:
-    case Type::k_u32: return setp<U32>;
-    case Type::k_s32: return setp<S32>;
+    case Type::k_u32:
+      return setp<U32>;
+    case Type::k_s32:
+      return setp<S32>;
     case Type::k_b64:
-    case Type::k_u64: return setp<U64>;
-    case Type::k_s64: return setp<S64>;
-    case Type::k_f16: return setp<F16>;
-    case Type::k_bf16: return setp<Bf16>;
-    case Type::k_f32: return setp<F32>;
-    case Type::k_f64: return setp<F64>;
-    case Type::k_f16x2: return i.args[1] == 0 ? setp_pair<F16> : nullptr;
-    case Type::k_bf16x2: return i.args[1] == 0 ? setp_pair<Bf16> : nullptr;
-    default: return nullptr;
+    case Type::k_u64:
+      return setp<U64>;
+    case Type::k_s64:
+      return setp<S64>;
+    case Type::k_f16:
+      return setp<F16>;
+    case Type::k_bf16:
+      return setp<Bf16>;
+    case Type::k_f32:
+      return setp<F32>;
+    case Type::k_f64:
+      return setp<F64>;
+    case Type::k_f16x2:
+      return i.args[1] == 0 ? setp_pair<F16> : nullptr;
+    case Type::k_bf16x2:
+      return i.args[1] == 0 ? setp_pair<Bf16> : nullptr;
+    default:
+      return nullptr;
   }
 }
 
@@ -201,8 +231,8 @@ Step set_pair(Machine&, Warp& warp, const Insn& insn, u32 mask) {
     if (!has_lane(mask, l)) continue;
     const Pair a = PairCodec<Half>::get(warp.reg<u32>(insn.ops[1])[l]);
     const Pair b = PairCodec<Half>::get(warp.reg<u32>(insn.ops[2])[l]);
-    warp.reg<u32>(insn.ops[0])[l] = (compare(how, a.lo, b.lo) ? yes : 0u) |
-                                    (compare(how, a.hi, b.hi) ? yes << 16 : 0u);
+    warp.reg<u32>(insn.ops[0])[l] =
+        (compare(how, a.lo, b.lo) ? yes : 0u) | (compare(how, a.hi, b.hi) ? yes << 16 : 0u);
   }
   return Step::kNext;
 }
@@ -210,21 +240,31 @@ Step set_pair(Machine&, Warp& warp, const Insn& insn, u32 mask) {
 Handler resolve_set(const Insn& i) {
   switch (i.type2) {
     case Type::k_u32:
-    case Type::k_b32: return set_scalar<U32>;
-    case Type::k_s32: return set_scalar<S32>;
-    case Type::k_f32: return set_scalar<F32>;
-    case Type::k_f16x2: return set_pair<F16>;
-    case Type::k_bf16x2: return set_pair<Bf16>;
-    default: return nullptr;
+    case Type::k_b32:
+      return set_scalar<U32>;
+    case Type::k_s32:
+      return set_scalar<S32>;
+    case Type::k_f32:
+      return set_scalar<F32>;
+    case Type::k_f16x2:
+      return set_pair<F16>;
+    case Type::k_bf16x2:
+      return set_pair<Bf16>;
+    default:
+      return nullptr;
   }
 }
 
 u64 window_of(s64 space) {
   switch (static_cast<Space>(space)) {
-    case Space::kShared: return kSharedBase;
-    case Space::kLocal: return kLocalBase;
-    case Space::kParam: return kParamBase;
-    default: return 0;  // global and const addresses are generic addresses already
+    case Space::kShared:
+      return kSharedBase;
+    case Space::kLocal:
+      return kLocalBase;
+    case Space::kParam:
+      return kParamBase;
+    default:
+      return 0;  // global and const addresses are generic addresses already
   }
 }
 
@@ -282,9 +322,8 @@ void register_moves(Registry& r) {
   r.add("mov", resolve_mov);
   r.add("pack", [](const Insn&) -> Handler { return pack; });
   r.add("unpack", [](const Insn&) -> Handler { return unpack; });
-  r.add("selp", [](const Insn& i) -> Handler {
-    return type_bytes(i.type) == 8 ? selp<u64> : selp<u32>;
-  });
+  r.add("selp",
+        [](const Insn& i) -> Handler { return type_bytes(i.type) == 8 ? selp<u64> : selp<u32>; });
   r.add("setp", resolve_setp);
   r.add("set", resolve_set);
   r.add("pand", [](const Insn&) -> Handler { return pred_logic<PredAnd>; });

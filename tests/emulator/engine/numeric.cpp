@@ -13,8 +13,8 @@ std::array<float, 256> make_table(int exponent_bits, int mantissa_bits, bool has
     const int exponent = (code >> mantissa_bits) & top;
     const int mantissa = code & ((1 << mantissa_bits) - 1);
     const float fraction = static_cast<float>(mantissa) / static_cast<float>(1 << mantissa_bits);
-    float value = exponent ? std::ldexp(1.0f + fraction, exponent - bias)
-                           : std::ldexp(fraction, 1 - bias);
+    float value =
+        exponent ? std::ldexp(1.0f + fraction, exponent - bias) : std::ldexp(fraction, 1 - bias);
     if (has_infinity && exponent == top) {
       value = mantissa ? std::numeric_limits<float>::quiet_NaN()
                        : std::numeric_limits<float>::infinity();
@@ -29,8 +29,7 @@ u8 to_fp8(float f, int mantissa_bits, int bias, u8 largest) {
   const u8 sign = static_cast<u8>((bits<u32>(f) >> 24) & 0x80u);
   const float magnitude = std::fabs(f);
   if (std::isnan(f)) return 0x7f;
-  const float max_finite =
-      mantissa_bits == 3 ? kE4m3ToFloat[largest] : kE5m2ToFloat[largest];
+  const float max_finite = mantissa_bits == 3 ? kE4m3ToFloat[largest] : kE5m2ToFloat[largest];
   if (magnitude >= max_finite) return sign | largest;
   const float smallest_normal = std::ldexp(1.0f, 1 - bias);
   if (magnitude < smallest_normal) {
@@ -53,6 +52,15 @@ const std::array<float, 256> kE5m2ToFloat = make_table(5, 2, true);
 
 u8 float_to_e4m3(float f) { return to_fp8(f, 3, 7, 0x7e); }
 u8 float_to_e5m2(float f) { return to_fp8(f, 2, 15, 0x7b); }
+
+u16 double_to_bf16(double d) {
+  const float nearest = static_cast<float>(d);
+  if (static_cast<double>(nearest) == d || std::isnan(d) || std::isinf(nearest)) {
+    return float_to_bf16(nearest);
+  }
+  const float below = double_to_float(d, 'z');
+  return float_to_bf16(bits<float>(bits<u32>(below) | 1u));
+}
 
 float double_to_float(double d, char mode) {
   const float nearest = static_cast<float>(d);

@@ -11,12 +11,18 @@ constexpr u32 kIdleRounds = 32;
 
 const char* state_text(WarpState state) {
   switch (state) {
-    case WarpState::kRunnable: return "runnable";
-    case WarpState::kAtBarrier: return "waits at a named barrier";
-    case WarpState::kAtMbarrier: return "waits on an mbarrier";
-    case WarpState::kAtClusterBarrier: return "waits at barrier.cluster";
-    case WarpState::kAtWgmma: return "waits for its warpgroup's wgmma commits";
-    case WarpState::kDone: return "has exited";
+    case WarpState::kRunnable:
+      return "runnable";
+    case WarpState::kAtBarrier:
+      return "waits at a named barrier";
+    case WarpState::kAtMbarrier:
+      return "waits on an mbarrier";
+    case WarpState::kAtClusterBarrier:
+      return "waits at barrier.cluster";
+    case WarpState::kAtWgmma:
+      return "waits for its warpgroup's wgmma commits";
+    case WarpState::kDone:
+      return "has exited";
   }
   return "";
 }
@@ -29,6 +35,7 @@ void Machine::run() {
   std::vector<Warp*> runnable;
   u32 idle_rounds = 0;
   u64 progress_seen = 0;
+  u64 last_progress = 0, instructions_then = 0;
   for (;;) {
     ++turn_;
     if (!queue_.empty()) run_due();
@@ -58,13 +65,21 @@ void Machine::run() {
       continue;
     }
     const bool random_order = options.order == Order::kRandom;
-    Warp& warp = *runnable[random_order ? random() % runnable.size()
-                                        : ++round_robin_ % runnable.size()];
+    Warp& warp =
+        *runnable[random_order ? random() % runnable.size() : ++round_robin_ % runnable.size()];
     run_warp(warp, random_order ? 1 + random() % options.burst : options.burst);
-    if (counters.warp_instructions > options.max_instructions) {
-      fault(&warp, "LIVELOCK",
-            format("the launch is not done after %llu warp instructions; this warp was running",
-                   static_cast<unsigned long long>(counters.warp_instructions)));
+    if (progress != last_progress) {
+      last_progress = progress;
+      instructions_then = counters.warp_instructions;
+    }
+    if (counters.warp_instructions > options.max_instructions ||
+        counters.warp_instructions - instructions_then > options.max_idle_instructions) {
+      fault(
+          &warp, "LIVELOCK",
+          format("the launch is not done after %llu warp instructions, %llu of them since the last "
+                 "store, arrival or copy; this warp was running",
+                 static_cast<unsigned long long>(counters.warp_instructions),
+                 static_cast<unsigned long long>(counters.warp_instructions - instructions_then)));
     }
   }
 }
@@ -146,8 +161,8 @@ bool Machine::ready_to_converge(Warp& warp, const Insn& insn, u32 mask) {
     warp.splits[warp.current].wait = SplitWait::kConverge;
     return false;
   }
-  fault(&warp, "DIVERGENCE", format("%s needs lanes %08x but only %08x arrive",
-                                    insn.opcode.c_str(), wanted, mask));
+  fault(&warp, "DIVERGENCE",
+        format("%s needs lanes %08x but only %08x arrive", insn.opcode.c_str(), wanted, mask));
 }
 
 void Machine::run_warp(Warp& warp, u32 budget) {
@@ -308,8 +323,8 @@ void Machine::report_deadlock() {
     }
     if (warp->state == WarpState::kAtBarrier) {
       const NamedBarrier& b = cta.barriers[warp->waits_on];
-      text += format(" (barrier %u, %u of %u threads arrived)", warp->waits_on, b.arrived,
-                     b.expected);
+      text +=
+          format(" (barrier %u, %u of %u threads arrived)", warp->waits_on, b.arrived, b.expected);
     }
     if (warp->state == WarpState::kAtClusterBarrier) {
       text += format(" (%u warps of the cluster arrived)", cta.cluster->arrived);

@@ -74,11 +74,11 @@ void Shadow::touch_cell(Machine& machine, Cell& cell, u64 offset, bool write, co
   if (last.value != 0 && !both_strong(last, actor)) {
     if (!machine.ordered(last, actor) && !observed(machine, cell, actor)) {
       const char* category = last.grid != machine.grid_number() ? "PDL" : "RACE";
-      machine.report(actor.warp, category, last.pc,
-                     format("%s%s of %s 0x%llx is not ordered after the %s",
-                            actor.async ? "asynchronous " : "", verb, name,
-                            static_cast<unsigned long long>(offset),
-                            who_did(machine, last, true).c_str()));
+      machine.report(
+          actor.warp, category, last.pc,
+          format("%s%s of %s 0x%llx is not ordered after the %s",
+                 actor.async ? "asynchronous " : "", verb, name,
+                 static_cast<unsigned long long>(offset), who_did(machine, last, true).c_str()));
     } else if (actor.async && !last.async && last.grid == machine.grid_number() &&
                last.value > actor.know->async.get(last.who)) {
       machine.report(actor.warp, "PROXY", last.pc,
@@ -96,6 +96,7 @@ void Shadow::touch_cell(Machine& machine, Cell& cell, u64 offset, bool write, co
   mine.grid = machine.grid_number();
   mine.strong = actor.strong;
   mine.async = actor.async;
+  mine.read = !write;
   if (!write) {
     record_read(machine, cell, mine, actor);
     return;
@@ -105,11 +106,10 @@ void Shadow::touch_cell(Machine& machine, Cell& cell, u64 offset, bool write, co
       return false;
     }
     const char* category = read.grid != machine.grid_number() ? "PDL" : "RACE";
-    machine.report(actor.warp, category, read.pc,
-                   format("%swrite of %s 0x%llx may overtake the %s",
-                          actor.async ? "asynchronous " : "", name,
-                          static_cast<unsigned long long>(offset),
-                          who_did(machine, read, false).c_str()));
+    machine.report(
+        actor.warp, category, read.pc,
+        format("%swrite of %s 0x%llx may overtake the %s", actor.async ? "asynchronous " : "", name,
+               static_cast<unsigned long long>(offset), who_did(machine, read, false).c_str()));
     return true;
   };
   if (!check_read(cell.read) && cell.more_reads != 0) {

@@ -17,14 +17,18 @@ inline constexpr u32 kBytesPerCell = 4;
 // Collective instructions act for the whole warp: they never count as "the same lane".
 inline constexpr u32 kAnyLane = 0xff;
 
+// Launches are numbered modulo this; one device makes few enough of them between two buffers.
+inline constexpr u32 kGridMask = 0xffff;
+
 struct Access {
   u32 value = 0;  // epoch value; 0 means no access
   u32 who = 0;    // epoch component
   u32 pc : 24 = 0;
   u32 lane : 8 = 0;
-  u32 grid : 24 = 0;  // launch number, so that a later launch can tell old from concurrent
+  u32 grid : 16 = 0;  // launch number, so that a later launch can tell old from concurrent
   u32 strong : 1 = 0;
   u32 async : 1 = 0;
+  u32 read : 1 = 0;
 };
 
 // One read is kept inline (the usual case); concurrent readers go to a side list.

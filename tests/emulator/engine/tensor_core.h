@@ -9,22 +9,31 @@ namespace emulator {
 // Decodes one element of a tensor-core operand from the low bits of `raw`.
 inline float decode_element(Type type, u32 raw) {
   switch (type) {
-    case Type::k_e4m3: return kE4m3ToFloat[raw & 255u];
-    case Type::k_e5m2: return kE5m2ToFloat[raw & 255u];
-    case Type::k_bf16: return bf16_to_float(static_cast<u16>(raw));
-    case Type::k_f16: return f16_to_float(static_cast<u16>(raw));
+    case Type::k_e4m3:
+      return kE4m3ToFloat[raw & 255u];
+    case Type::k_e5m2:
+      return kE5m2ToFloat[raw & 255u];
+    case Type::k_bf16:
+      return bf16_to_float(static_cast<u16>(raw));
+    case Type::k_f16:
+      return f16_to_float(static_cast<u16>(raw));
     // The hardware ignores the low 13 bits.
-    case Type::k_tf32: return bits<float>(raw & 0xffffe000u);
-    case Type::k_s8: return static_cast<float>(static_cast<s8>(raw));
-    case Type::k_u8: return static_cast<float>(static_cast<u8>(raw));
-    default: return 0.0f;
+    case Type::k_tf32:
+      return bits<float>(raw & 0xffffe000u);
+    case Type::k_s8:
+      return static_cast<float>(static_cast<s8>(raw));
+    case Type::k_u8:
+      return static_cast<float>(static_cast<u8>(raw));
+    default:
+      return 0.0f;
   }
 }
 
 // How Hopper's tensor cores add, found from golden vectors of an H100 and exact on all of them.
 // With e the largest of floor(log2|a_k|) + floor(log2|b_k|) and floor(log2|acc|), zeros left out,
-// every product and the accumulator is cut towards zero to a multiple of 2^(e - align_bits), all are
-// added exactly, and an fp32 result is cut to result_bits of mantissa; f16 is rounded to nearest.
+// every product and the accumulator is cut towards zero to a multiple of 2^(e - align_bits), all
+// are added exactly, and an fp32 result is cut to result_bits of mantissa; f16 is rounded to
+// nearest.
 struct SumRule {
   int align_bits;
   int result_bits;

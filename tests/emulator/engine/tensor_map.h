@@ -51,7 +51,11 @@ struct Tile {
     for (int d = 1; d < map.rank; ++d) rows *= extent(d);
     return rows;
   }
+  // What the mbarrier counts: the box alone.
   u32 num_bytes() const { return row_bytes() * num_rows(); }
+  // Rows shorter than the swizzle span still lie a whole span apart, the gaps untouched.
+  u32 row_pitch() const { return map.swizzle == 0 ? row_bytes() : 16u << map.swizzle; }
+  u32 footprint() const { return row_pitch() * num_rows(); }
 
   // Calls f(row, address, first, count): elements [first, first + count) of the row lie inside the
   // tensor, the first of them at global `address`; count is 0 where the whole row is outside.

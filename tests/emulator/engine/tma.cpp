@@ -12,8 +12,9 @@ namespace emulator {
 TensorMap read_tensor_map(Machine& machine, Warp& warp, u64 address) {
   const Space space = machine.resolve(warp, Space::kGeneric, address);
   if (address % 64 != 0) {
-    machine.fault(&warp, "TENSORMAP", format("address 0x%llx is not a multiple of 64",
-                                             static_cast<unsigned long long>(address)));
+    machine.fault(
+        &warp, "TENSORMAP",
+        format("address 0x%llx is not a multiple of 64", static_cast<unsigned long long>(address)));
   }
   const u8* from = nullptr;
   if (space == Space::kParam) {
@@ -38,13 +39,14 @@ TensorMap read_tensor_map(Machine& machine, Warp& warp, u64 address) {
 
 void check_tile_target(Machine& machine, Warp& warp, const Tile& tile, u32 offset) {
   if (offset % 128 != 0) {
-    machine.fault(&warp, "MISALIGNED", format("TMA: shared address 0x%x is not a multiple of 128",
-                                              offset));
+    machine.fault(&warp, "MISALIGNED",
+                  format("TMA: shared address 0x%x is not a multiple of 128", offset));
   }
   const u32 span = tile.map.swizzle == 0 ? ~0u : 16u << tile.map.swizzle;
   if (tile.row_bytes() > span) {
-    machine.fault(&warp, "TENSORMAP", format("box rows of %u bytes exceed the swizzle span of %u",
-                                             tile.row_bytes(), span));
+    machine.fault(
+        &warp, "TENSORMAP",
+        format("box rows of %u bytes exceed the swizzle span of %u", tile.row_bytes(), span));
   }
 }
 
@@ -56,8 +58,8 @@ Tile make_tile(Machine& machine, Warp& warp, const Insn& insn, int lane, std::si
   tile.map = read_tensor_map(machine, warp, warp.value(insn.ops[map_op], lane));
   const int rank = static_cast<int>(insn.args[0]);
   if (rank != tile.map.rank) {
-    machine.fault(&warp, "TENSORMAP", format("a %dd instruction with a %d-dimensional map", rank,
-                                             tile.map.rank));
+    machine.fault(&warp, "TENSORMAP",
+                  format("a %dd instruction with a %d-dimensional map", rank, tile.map.rank));
   }
   for (int d = 0; d < rank; ++d) {
     tile.origin[d] = static_cast<s32>(warp.value(insn.ops[first_coordinate + d], lane));
@@ -71,9 +73,31 @@ Tile make_tile(Machine& machine, Warp& warp, const Insn& insn, int lane, std::si
   return tile;
 }
 
+// Stores clip at the tensor's end in chunks of 16 bytes, loads at the element.
+u32 stored_elements(const Tile& tile, u32 first, u32 count) {
+  const u32 chunk = 16 / tile.element_bytes();
+  return std::min(tile.map.box[0] - first, (count + chunk - 1) / chunk * chunk);
+}
+
+void touch_shared(Machine& machine, Warp& warp, const Tile& tile,
+                  const Machine::SharedTarget& where, bool write, const Actor& actor,
+                  const char* what) {
+  if (tile.row_pitch() == tile.row_bytes()) {
+    machine.access_shared(warp, where, tile.num_bytes(), write, actor, what);
+    return;
+  }
+  for (u32 row = 0; row < tile.num_rows(); ++row) {
+    for (u32 x = 0; x < tile.row_bytes(); x += 16) {
+      const u32 at = swizzle_address(where.offset + row * tile.row_pitch() + x, tile.map.swizzle);
+      machine.access_shared(warp, {where.cta, at}, 16, write, actor, what);
+    }
+  }
+}
+
 void touch_global(Machine& machine, Warp& warp, const Tile& tile, bool write, const Actor& actor,
                   const char* what) {
-  tile.for_each_row([&](u32, u64 address, u32, u32 count) {
+  tile.for_each_row([&](u32, u64 address, u32 first, u32 count) {
+    if (write && count != 0) count = stored_elements(tile, first, count);
     if (count != 0) {
       machine.access_global(warp, address, count * tile.element_bytes(), write, actor, what,
                             tile.element_bytes());
@@ -85,12 +109,9 @@ void fill_outside(u8* to, u32 num_bytes, const Tile& tile) {
   std::memset(to, 0, num_bytes);
   const Type type = kElementTypes[tile.map.element];
   if (!tile.map.nan_fill || !is_float(type)) return;
-  const u32 step = type_bytes(type);
-  for (u32 i = 0; i < num_bytes; i += step) {
-    // The quiet NaN of every format: all ones but the sign.
-    std::memset(to + i, 0xff, step);
-    to[i + step - 1] = 0x7f;
-  }
+  // The chip fills every 16 bits with the same pattern, whatever the format.
+  const u16 fill = 0x7ff7;
+  for (u32 i = 0; i < num_bytes; i += 2) std::memcpy(to + i, &fill, 2);
 }
 
 void load_tile(Machine& machine, const Tile& tile, Cta& cta, u32 offset) {
@@ -100,11 +121,10 @@ void load_tile(Machine& machine, const Tile& tile, Cta& cta, u32 offset) {
   tile.for_each_row([&](u32 row, u64 address, u32 first, u32 count) {
     fill_outside(row_data.data(), row_bytes, tile);
     if (count != 0) {
-      std::memcpy(row_data.data() + first * element, machine.memory.data(address),
-                  count * element);
+      std::memcpy(row_data.data() + first * element, machine.memory.data(address), count * element);
     }
     for (u32 x = 0; x < row_bytes; x += 16) {
-      const u32 to = swizzle_address(offset + row * row_bytes + x, tile.map.swizzle);
+      const u32 to = swizzle_address(offset + row * tile.row_pitch() + x, tile.map.swizzle);
       std::memcpy(cta.shared.data() + to, row_data.data() + x, std::min(16u, row_bytes - x));
     }
   });
@@ -120,8 +140,9 @@ void store_tile(Machine& machine, const Tile& tile, const Cta& cta, u32 offset, 
   std::vector<u8> row_data(row_bytes);
   tile.for_each_row([&](u32 row, u64 address, u32 first, u32 count) {
     if (count == 0) return;
+    count = stored_elements(tile, first, count);
     for (u32 x = 0; x < row_bytes; x += 16) {
-      const u32 from = swizzle_address(offset + row * row_bytes + x, tile.map.swizzle);
+      const u32 from = swizzle_address(offset + row * tile.row_pitch() + x, tile.map.swizzle);
       std::memcpy(row_data.data() + x, cta.shared.data() + from, std::min(16u, row_bytes - x));
     }
     u8* to = machine.memory.data(address);
@@ -139,12 +160,20 @@ Step load(Machine& machine, Warp& warp, const Insn& insn, u32 mask) {
   for (int l = 0; l < kLanes; ++l) {
     if (!has_lane(mask, l)) continue;
     const Tile tile = make_tile(machine, warp, insn, l, 1, 4);
-    issue_load(machine, warp, insn, l, tile.num_bytes(), [&](const Actor& actor) {
+    LoadParts parts;
+    parts.num_bytes = tile.num_bytes();
+    parts.footprint = tile.footprint();
+    parts.touch_source = [&](const Actor& actor) {
       touch_global(machine, warp, tile, false, actor, "TMA load");
-    }, [&](const Machine::SharedTarget& where) {
+    };
+    parts.touch_target = [&](const Machine::SharedTarget& where, const Actor& actor) {
+      touch_shared(machine, warp, tile, where, true, actor, "TMA load");
+    };
+    parts.prepare = [&](const Machine::SharedTarget& where) {
       check_tile_target(machine, warp, tile, where.offset);
       return [tile, where](Machine& m) { load_tile(m, tile, *where.cta, where.offset); };
-    });
+    };
+    issue_load(machine, warp, insn, l, parts);
   }
   return Step::kNext;
 }
@@ -155,21 +184,25 @@ Step store(Machine& machine, Warp& warp, const Insn& insn, u32 mask) {
   const auto op = static_cast<AtomicOp>(insn.args[2]);
   for (int l = 0; l < kLanes; ++l) {
     if (!has_lane(mask, l)) continue;
+    // CUTLASS lets a whole warp issue one and the same store. Repeating it changes nothing, so it
+    // counts once; repeated reductions would add up and are not merged.
+    if (!reduce && repeats_earlier_lane(warp, insn, mask, l)) continue;
     const Tile tile = make_tile(machine, warp, insn, l, 0, 2);
     for (int d = 0; d < tile.map.rank; ++d) {
       // Loads fill the outside; stores below zero fault on the chip, in any dimension.
       if (tile.origin[d] < 0) {
-        machine.fault(&warp, "TENSORMAP", format("store or reduction at coordinate %d of dimension "
-                                                 "%d: negative ones are for loads only",
-                                                 tile.origin[d], d));
+        machine.fault(&warp, "TENSORMAP",
+                      format("store or reduction at coordinate %d of dimension "
+                             "%d: negative ones are for loads only",
+                             tile.origin[d], d));
       }
     }
     const u32 num_bytes = tile.num_bytes();
-    const auto where = machine.shared_target(
-        warp, static_cast<u32>(warp.address(insn.ops[1], l)), num_bytes, "TMA store");
+    const auto where = machine.shared_target(warp, static_cast<u32>(warp.address(insn.ops[1], l)),
+                                             tile.footprint(), "TMA store");
     check_tile_target(machine, warp, tile, where.offset);
     const BulkActors actors = bulk_actors(machine, warp, reduce);
-    machine.access_shared(warp, where, num_bytes, false, actors.read, "TMA store");
+    touch_shared(machine, warp, tile, where, false, actors.read, "TMA store");
     touch_global(machine, warp, tile, true, actors.write, "TMA store");
     AsyncOp work{AsyncKind::kBulkStore, &warp, warp.bulk_groups, 0, nullptr};
     work.run = [tile, where, reduce, op](Machine& m) {

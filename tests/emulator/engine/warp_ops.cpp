@@ -108,12 +108,24 @@ Step redux(Machine&, Warp& warp, const Insn& insn, u32 mask) {
     const u32 v = warp.reg<u32>(insn.ops[1])[l];
     const bool less = insn.type == Type::k_s32 ? static_cast<s32>(v) < static_cast<s32>(r) : v < r;
     switch (insn.args[0]) {
-      case kReduxAdd: r += v; break;
-      case kReduxMin: r = less ? v : r; break;
-      case kReduxMax: r = less ? r : v; break;
-      case kReduxAnd: r &= v; break;
-      case kReduxOr: r |= v; break;
-      default: r ^= v; break;
+      case kReduxAdd:
+        r += v;
+        break;
+      case kReduxMin:
+        r = less ? v : r;
+        break;
+      case kReduxMax:
+        r = less ? r : v;
+        break;
+      case kReduxAnd:
+        r &= v;
+        break;
+      case kReduxOr:
+        r |= v;
+        break;
+      default:
+        r ^= v;
+        break;
     }
   }
   for (int l = 0; l < kLanes; ++l) {

@@ -1,7 +1,7 @@
 // wgmma: descriptors, operands from shared memory or registers, groups and register rules.
 //
-// One warp computes its 16 rows of the m64 tile. By default sums run in k order in fp32 and are added
-// once to the accumulator, which is quick and closer to the exact sum than the hardware; with
+// One warp computes its 16 rows of the m64 tile. By default sums run in k order in fp32 and are
+// added once to the accumulator, which is quick and closer to the exact sum than the hardware; with
 // hopper_accumulate they follow the hardware's own rule bit by bit.
 
 #include "tensor_core.h"
@@ -74,8 +74,9 @@ constexpr u64 kReservedBits = 0x3ff1c000c000c000ull;
 
 void check_descriptor(Machine& machine, Warp& warp, u64 d, const char* which) {
   if ((d & kReservedBits) != 0) {
-    machine.report(&warp, "DESCRIPTOR", 0, format("%s descriptor 0x%016llx has reserved bits set",
-                                                  which, static_cast<unsigned long long>(d)));
+    machine.report(&warp, "DESCRIPTOR", 0,
+                   format("%s descriptor 0x%016llx has reserved bits set", which,
+                          static_cast<unsigned long long>(d)));
   }
   if ((d >> 49 & 7u) != 0) {
     machine.report(&warp, "DESCRIPTOR", 0,
@@ -345,8 +346,8 @@ Step wait(Machine& machine, Warp& warp, const Insn& insn, u32) {
 Handler resolve_wgmma(const Insn& i) {
   const Form form(i);
   const u32 width = i.type == Type::k_tf32 ? 4 : type_bytes(i.type);
-  const bool shape = form.n >= 8 && form.n <= kMaxN && form.n % 8 == 0 &&
-                     form.k * width == kInstructionKBytes;
+  const bool shape =
+      form.n >= 8 && form.n <= kMaxN && form.n % 8 == 0 && form.k * width == kInstructionKBytes;
   const bool majors = width == 2 || (!form.a_mn_major && !form.b_mn_major);
   const bool d = form.num_d == form.n / (form.d_type == Type::k_f16 ? 4 : 2) &&
                  (form.d_type == Type::k_f32 || form.d_type == Type::k_f16);

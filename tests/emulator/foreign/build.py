@@ -12,7 +12,14 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.emulator.foreign.wheels import CACHE, CUTLASS, DEEP_GEMM, FLASHINFER, Wheel
+from tests.emulator.foreign.wheels import (
+    CACHE,
+    CUTLASS,
+    DEEP_GEMM,
+    FLASHINFER,
+    FLASHINFER_RACY,
+    Wheel,
+)
 
 FOLDER = Path(__file__).parent
 
@@ -101,8 +108,8 @@ DEEP_GEMM_FP8 = Foreign("deep_gemm_fp8.cu", DEEP_GEMM, (), "c++20", has_host=Fal
 DEEP_GEMM_MULTICAST = Foreign(
     "deep_gemm_fp8.cu", DEEP_GEMM, ("MULTICAST=2", "STAGES=3"), "c++20", has_host=False
 )
-FLASHINFER_ATTENTION = Foreign(
-    "flashinfer_attention.cu",
-    FLASHINFER,
-    empty_headers=("cutlass/util/reference/device/tensor_fill.h",),
+_NOT_NEEDED = ("cutlass/util/reference/device/tensor_fill.h",)
+FLASHINFER_ATTENTION = Foreign("flashinfer_attention.cu", FLASHINFER, empty_headers=_NOT_NEEDED)
+FLASHINFER_RACY_ATTENTION = Foreign(
+    "flashinfer_attention.cu", FLASHINFER_RACY, empty_headers=_NOT_NEEDED
 )

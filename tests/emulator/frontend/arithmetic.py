@@ -14,7 +14,7 @@ _ROUNDINGS = {name: ord(name[1]) for name in ("rn", "rz", "rm", "rp")}
 _COMPARISONS = {
     name: code
     for code, name in enumerate(
-        "eq ne lt le gt ge equ neu ltu leu gtu geu num nan".split()
+        ["eq", "ne", "lt", "le", "gt", "ge", "equ", "neu", "ltu", "leu", "gtu", "geu", "num", "nan"]
     )
 }  # fmt: skip
 _UNSIGNED_COMPARISONS = {"lo": 2, "ls": 3, "hi": 4, "hs": 5}
@@ -135,7 +135,9 @@ def _special_function(ctx: Context, form: Form, operands: list[str]) -> None:
 
 _TESTS = {
     name: code
-    for code, name in enumerate("finite infinite number notanumber normal subnormal".split())
+    for code, name in enumerate(
+        ["finite", "infinite", "number", "notanumber", "normal", "subnormal"]
+    )
 }
 
 
@@ -201,11 +203,14 @@ def _count_bits(ctx: Context, form: Form, operands: list[str]) -> None:
     type_name = form.type()
     result = type_name if form.base == "brev" else "u32"
     ctx.emit(
-        form.base, [ctx.dest(operands[0], result), ctx.value(operands[1], type_name)], args, type_name
+        form.base,
+        [ctx.dest(operands[0], result), ctx.value(operands[1], type_name)],
+        args,
+        type_name,
     )
 
 
-_PERMUTES = {name: code for code, name in enumerate("f4e b4e rc8 ecl ecr rc16".split(), 1)}
+_PERMUTES = {name: code for code, name in enumerate(["f4e", "b4e", "rc8", "ecl", "ecr", "rc16"], 1)}
 
 
 def _prmt(ctx: Context, form: Form, operands: list[str]) -> None:
@@ -364,7 +369,9 @@ def _getctarank(ctx: Context, form: Form, operands: list[str]) -> None:
     _count(operands, 2)
     form.space()
     type_name = form.type()
-    ctx.emit("getctarank", [ctx.dest(operands[0]), ctx.value(operands[1], type_name)], [], type_name)
+    ctx.emit(
+        "getctarank", [ctx.dest(operands[0]), ctx.value(operands[1], type_name)], [], type_name
+    )
 
 
 DECODERS: dict[str, Decoder] = {

@@ -24,7 +24,8 @@ _DECODERS = {**arithmetic.DECODERS, **memory.DECODERS, **synchronisation.DECODER
 _PREDICATED = re.compile(r"@(!?)\s*([%\w$]+)\s+(.*)$", re.DOTALL)
 _INSTRUCTION = re.compile(r"([a-z][a-z0-9_]*(?:(?:\.|::)\w+)*)\s*(.*)$", re.DOTALL)
 _VARIABLE = re.compile(
-    r"(?:\.(?:visible|extern|weak|common)\s+)*\.(shared|global|const|local|param)\s+(.*)$", re.DOTALL
+    r"(?:\.(?:visible|extern|weak|common)\s+)*\.(shared|global|const|local|param)\s+(.*)$",
+    re.DOTALL,
 )
 _DECLARATOR = re.compile(
     r"(?:\.align\s+(\d+)\s+)?(?:\.ptr\s+)?\.(\w+)\s+([\w$%]+)((?:\[\w*\])*)\s*(?:=\s*(.*))?$",
@@ -115,10 +116,8 @@ def _initial_bytes(variable: _Variable) -> bytes:
         item = item.strip()
         if not item:
             continue
-        if re.match(r"0[fF]|0[dD]", item):
-            value = int(item[2:], 16)
-        else:
-            value = integer(item)
+        is_float = re.match(r"0[fFdD]", item) is not None
+        value = int(item[2:], 16) if is_float else integer(item)
         data += (value & ((1 << 8 * width) - 1)).to_bytes(width, "little")
     return bytes(data)
 
@@ -132,7 +131,9 @@ def parse_module(text: str) -> PtxModule:
     for directive in module.text.directives:
         match = _VARIABLE.match(directive.text)
         if match is None:
-            if re.match(r"\.(pragma|func|extern|visible|weak|alias|target|section)\b", directive.text):
+            if re.match(
+                r"\.(pragma|func|extern|visible|weak|alias|target|section)\b", directive.text
+            ):
                 continue
             raise PtxError(directive.line, directive.text, "unknown directive")
         space, declaration = match.groups()
@@ -173,7 +174,9 @@ class _KernelDecoder:
         self.kernel.name = name
         self.entry_header(entry)
         for statement, declaration in self.module.shared:
-            self.guard(statement, lambda d=declaration: self.declare("shared", d, module_level=True))
+            self.guard(
+                statement, lambda d=declaration: self.declare("shared", d, module_level=True)
+            )
         self.body(entry)
         seen = {name}
         while self.queue:
@@ -209,7 +212,9 @@ class _KernelDecoder:
                 self.kernel.min_ctas = int(match.group(1))
             if match := re.search(r"\.maxnreg\s+(\d+)", header):
                 self.kernel.max_registers = int(match.group(1))
-            if match := re.search(r"\.reqnctapercluster\s+(\d+)(?:\s*,\s*(\d+))?(?:\s*,\s*(\d+))?", header):
+            if match := re.search(
+                r"\.reqnctapercluster\s+(\d+)(?:\s*,\s*(\d+))?(?:\s*,\s*(\d+))?", header
+            ):
                 x, y, z = (max(1, int(size or 1)) for size in match.groups())
                 self.kernel.cluster = (x, y, z)
         except FormError as error:
@@ -449,7 +454,9 @@ class _KernelDecoder:
         if len(operands) != 2:
             raise FormError("expected an index and a table")
         table = self.ctx.label(operands[1])
-        self.ctx.emit("brx_idx", [self.ctx.value(operands[0], "u32")], num_dests=0, targets=(table,))
+        self.ctx.emit(
+            "brx_idx", [self.ctx.value(operands[0], "u32")], num_dests=0, targets=(table,)
+        )
         if table in getattr(self, "branch_targets", {}):
             self.patch_brx(table)
 

@@ -12,9 +12,28 @@ SPACES = {"global": 1, "shared": 2, "param": 3, "local": 4, "const": 5}
 GENERIC_SPACE = 0
 # Cache operators and hints change speed, never meaning.
 _HINTS = frozenset(
-    "ca cg cs lu cv wb wt nc L1::evict_normal L1::evict_unchanged L1::evict_first L1::evict_last "
-    "L1::no_allocate L2::evict_normal L2::evict_first L2::evict_last L2::64B L2::128B L2::256B "
-    "level::eviction_priority".split()
+    [
+        "ca",
+        "cg",
+        "cs",
+        "lu",
+        "cv",
+        "wb",
+        "wt",
+        "nc",
+        "L1::evict_normal",
+        "L1::evict_unchanged",
+        "L1::evict_first",
+        "L1::evict_last",
+        "L1::no_allocate",
+        "L2::evict_normal",
+        "L2::evict_first",
+        "L2::evict_last",
+        "L2::64B",
+        "L2::128B",
+        "L2::256B",
+        "level::eviction_priority",
+    ]
 )
 
 TYPE_BITS = {

@@ -14,7 +14,7 @@ _ATOMIC_ORDERINGS = {"relaxed": 1, "acquire": 2, "release": 3, "acq_rel": 4}
 _VECTORS = {"v2": 2, "v4": 4, "v8": 8}
 _ATOMICS = {
     name: code
-    for code, name in enumerate("add min max inc dec and or xor exch cas".split())
+    for code, name in enumerate(["add", "min", "max", "inc", "dec", "and", "or", "xor", "exch", "cas"])
 }  # fmt: skip
 _COMPLETION = "mbarrier::complete_tx::bytes"
 

@@ -74,7 +74,7 @@ def dump(device: Device, folder: Path, family: str, skip: set[str]) -> list[str]
             continue
         vectors[probe.name] = first
     folder.mkdir(parents=True, exist_ok=True)
-    np.savez_compressed(folder / f"{family}.npz", **vectors)  # type: ignore[arg-type]
+    np.savez_compressed(folder / f"{family}.npz", **vectors)
     (folder / "device.json").write_text(json.dumps(describe(device), indent=1) + "\n")
     return failures
 

@@ -32,7 +32,9 @@ class OutputRecorder:
 
     def outputs(self) -> Array:
         """The bytes of all outputs, in order of allocation."""
-        return np.concatenate([buffer.numpy().reshape(-1).view(np.uint8) for buffer in self._outputs])
+        return np.concatenate(
+            [buffer.numpy().reshape(-1).view(np.uint8) for buffer in self._outputs]
+        )
 
 
 def _probe(case: Case) -> Probe:
