@@ -10,10 +10,10 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from functools import lru_cache
 
-from seekernel import env
+from seekernel import _jit, env
 from seekernel.jit.cache import Built, KernelCache
 from seekernel.jit.compiler import Compiler, compile_kernel, compiler_from_env
-from seekernel.jit.errors import JitDisabled
+from seekernel.jit.errors import ArtifactError, JitDisabled
 from seekernel.jit.headers import installed_headers, reached_headers
 from seekernel.jit.key import cache_key
 from seekernel.jit.spec import KernelSpec
@@ -134,4 +134,12 @@ def default_jit() -> Jit:
         logger.setLevel(logging.DEBUG)
         if not logger.handlers:
             logger.addHandler(logging.StreamHandler())
-    return Jit(KernelCache.from_env(), compiler_from_env())
+    return Jit(KernelCache.from_env(), compiler_from_env(), validate=require_loads)
+
+
+def require_loads(artifact: Artifact) -> None:
+    """Errors: ArtifactError if the driver of this machine, where there is one, refuses the cubin."""
+    try:
+        _jit.check_loads(artifact.cubin, artifact.meta.symbol)
+    except RuntimeError as error:
+        raise ArtifactError(f"{artifact.meta.name}: {error}") from error

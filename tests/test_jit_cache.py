@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 import warnings
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,6 +20,7 @@ import pytest
 
 from seekernel.jit import ArtifactError, CacheRefused, CacheWarning, Jit, KernelCache, KernelSpec
 from seekernel.jit.compiler import Compiler, CompilerOutput
+from seekernel.jit.locks import locked
 from seekernel.jit.store import Artifact, write_entry
 from tests.jit_testing import TINY_HEADERS, nvrtc_or_skip, tiny_jit, tiny_spec
 
@@ -401,3 +403,26 @@ def test_clear(tmp_path: Path) -> None:
     assert not list((tmp_path / "tmp").iterdir())
     assert _compiled(tiny_jit(tmp_path), tiny_spec(0)) == 1
     assert KernelCache(tmp_path / "absent").clear() == 0
+
+
+def test_a_lock_file_that_is_removed_protects_nothing(tmp_path: Path) -> None:
+    """Who waited for a lock file that the cache's clearing removed must wait for the new one too."""
+    path, taken = tmp_path / "lock", threading.Event()
+
+    def wait_for_it() -> None:
+        with locked(path):
+            taken.set()
+
+    waiter = threading.Thread(target=wait_for_it)
+    with ExitStack() as old, ExitStack() as new:
+        assert old.enter_context(locked(path))
+        waiter.start()
+        assert not taken.wait(0.2)
+        path.unlink()
+        assert new.enter_context(locked(path, wait=False))
+        old.close()
+        assert not taken.wait(0.2)
+    waiter.join()
+    assert taken.is_set()
+    with locked(path), locked(path, wait=False) as held:
+        assert not held

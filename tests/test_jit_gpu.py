@@ -12,6 +12,7 @@ from torch import Tensor
 from seekernel import _jit
 from seekernel.jit import Jit, KernelCache, native
 from seekernel.jit.compiler import Compiler
+from seekernel.jit.loader import require_loads
 from tests.jit_testing import nvcc_or_skip, nvrtc_or_skip
 
 pytestmark = pytest.mark.gpu
@@ -28,7 +29,7 @@ def jit(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Jit]:
     compiler: Compiler = nvrtc_or_skip() if request.param == "nvrtc" else nvcc_or_skip()
     torch.zeros(1, device="cuda")
     _jit.clear()
-    service = Jit(KernelCache(tmp_path), compiler)
+    service = Jit(KernelCache(tmp_path), compiler, validate=require_loads)
     native.install(service)
     yield service
     torch.cuda.synchronize()

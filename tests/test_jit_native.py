@@ -11,11 +11,12 @@ from pathlib import Path
 import pytest
 
 from seekernel import _jit
-from seekernel.jit import JitDisabled, native
+from seekernel.jit import Jit, JitDisabled, native
 from seekernel.jit.compiler import find_nvcc
 from seekernel.jit.families import kernel_spec
 from seekernel.jit.headers import installed_headers
-from tests.jit_testing import nvcc_or_skip, tiny_jit
+from seekernel.jit.loader import require_loads
+from tests.jit_testing import nvcc_or_skip, tiny_jit, tiny_spec
 
 ROOT = Path(__file__).resolve().parent.parent
 ADDRESS = 1 << 20
@@ -116,6 +117,8 @@ static_assert((int)Swizzle::k64 == (int)CU_TENSOR_MAP_SWIZZLE_64B);
 static_assert((int)Swizzle::k128 == (int)CU_TENSOR_MAP_SWIZZLE_128B);
 static_assert((int)L2Promotion::k256 == (int)CU_TENSOR_MAP_L2_PROMOTION_L2_256B);
 static_assert(16 == (int)CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT);
+static_assert(75 == (int)CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR);
+static_assert(76 == (int)CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR);
 int main() {}
 """)
     command = ["c++", "-std=c++20", "-fsyntax-only", f"-I{found[0]}", f"-I{ROOT / 'csrc'}", source]
@@ -211,6 +214,24 @@ def test_a_missing_kernel_is_compiled_through_the_cache(
     monkeypatch.setenv("TRTLLM_DG_ENABLED", "0")
     with pytest.raises(JitDisabled):
         _gemm()
+
+
+def test_a_fresh_kernel_is_loaded_before_it_is_published(
+    null_driver: list[tuple[str, tuple[int, ...]]], tmp_path: Path
+) -> None:
+    assert _jit.check_loads(b"cubin", "symbol") is True
+    before = _jit.last_launch()["num_loads"]
+    options = tiny_jit(tmp_path)
+    jit = Jit(options.cache, options.compiler, options.headers, validate=require_loads)
+    jit.artifact(tiny_spec(1))
+    assert _jit.last_launch()["num_loads"] == before + 1
+    jit.artifact(tiny_spec(1))
+    assert _jit.last_launch()["num_loads"] == before + 1
+
+
+@pytest.mark.skipif(_jit.driver_status() == "", reason="there is a driver here")
+def test_without_a_driver_nothing_is_loaded() -> None:
+    assert _jit.check_loads(b"cubin", "symbol") is False
 
 
 def test_no_resolver_is_an_error(null_driver: list[tuple[str, tuple[int, ...]]]) -> None:

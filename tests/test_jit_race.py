@@ -32,7 +32,9 @@ def test_race_with_kills(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_race_with_kills_long(tmp_path: Path) -> None:
+def test_race_with_kills_long(tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    if "slow" not in request.config.getoption("markexpr"):
+        pytest.skip("takes minutes: run with -m slow")
     done = _race(tmp_path, "--rounds", "50", "--seed", "1000")
     assert done.returncode == 0, done.stdout + done.stderr
 

@@ -1,6 +1,14 @@
 #include "jit/kernel.h"
 
 namespace seekernel::jit {
+namespace {
+
+// CU_DEVICE_ATTRIBUTE_*
+constexpr int kMultiprocessorCount = 16;
+constexpr int kCapabilityMajor = 75;
+constexpr int kCapabilityMinor = 76;
+
+}  // namespace
 
 Kernel::Kernel(std::string_view cubin, const std::string& symbol, const KernelTraits& traits)
     : traits_(traits) {
@@ -58,12 +66,23 @@ int Kernel::num_registers() const {
 }
 
 int current_num_sms() {
-  constexpr int kMultiprocessorCount = 16;
   CUdevice device = 0;
   int count = 0;
   check(driver().CtxGetDevice(&device), "cuCtxGetDevice");
   check(driver().DeviceGetAttribute(&count, kMultiprocessorCount, device), "cuDeviceGetAttribute");
   return count;
+}
+
+bool check_loads(std::string_view cubin, const std::string& symbol) {
+  if (!driver_available()) return false;
+  int num_devices = 0, major = 0, minor = 0;
+  check(driver().DeviceGetCount(&num_devices), "cuDeviceGetCount");
+  if (num_devices == 0) return false;
+  check(driver().DeviceGetAttribute(&major, kCapabilityMajor, 0), "cuDeviceGetAttribute");
+  check(driver().DeviceGetAttribute(&minor, kCapabilityMinor, 0), "cuDeviceGetAttribute");
+  if (major != 9 || minor != 0) return false;
+  Kernel(cubin, symbol, {});
+  return true;
 }
 
 }  // namespace seekernel::jit

@@ -45,4 +45,8 @@ class Kernel {
 // Number of SMs of the current context's device.
 int current_num_sms();
 
+// Loads and unloads a fresh cubin where that is possible: with a driver and a GPU of sm_90. Returns
+// whether it was tried. Throws std::runtime_error with the driver's error.
+bool check_loads(std::string_view cubin, const std::string& symbol);
+
 }  // namespace seekernel::jit

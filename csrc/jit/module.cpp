@@ -239,6 +239,11 @@ PYBIND11_MODULE(_jit, m) {
       py::arg("n"), py::arg("k"), py::arg("a_stride"), py::arg("sfa_stride"), py::arg("b_stride"),
       py::arg("d_stride"), py::arg("num_sms"), py::arg("stream"),
       "D[m, n] = A[m, k] @ B[n, k]^T with block scales, on device addresses; strides in elements.");
+  m.def(
+      "check_loads",
+      [](const py::bytes& cubin, const std::string& symbol) { return check_loads(cubin, symbol); },
+      py::arg("cubin"), py::arg("symbol"),
+      "Load and unload a cubin where there is a driver and a GPU of sm_90; whether it was tried.");
   m.def("current_num_sms", &current_num_sms, "SMs of the current context's device.");
 }
 

@@ -18,7 +18,11 @@ const Driver kNull{
     .DriverGetVersion = [](int* version) { return *version = 0, 0; },
     .GetErrorName = [](CUresult, const char** name) { return *name = "null driver", 0; },
     .DeviceGetCount = [](int* count) { return *count = 1, 0; },
-    .DeviceGetAttribute = [](int* value, int, CUdevice) { return *value = 132, 0; },
+    .DeviceGetAttribute =
+        [](int* value, int attribute, CUdevice) {
+          // An H100: 132 SMs, compute capability 9.0.
+          return *value = attribute == 16 ? 132 : attribute == 75 ? 9 : 0, 0;
+        },
     .CtxGetDevice = [](CUdevice* device) { return *device = 0, 0; },
     .LibraryLoadData =
         [](CUlibrary* library, const void*, int*, void**, unsigned, int*, void**, unsigned) {
