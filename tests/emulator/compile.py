@@ -12,7 +12,7 @@ from pathlib import Path
 
 _BUILD = Path(__file__).resolve().parents[2] / "build" / "ptx"
 _ARCH = "sm_90a"
-_INCLUDE = re.compile(rb'^\s*#\s*include\s+"([^"]+)"', re.MULTILINE)
+_INCLUDE = re.compile(rb'^\s*#\s*include\s+["<]([^">]+)[">]', re.MULTILINE)
 
 
 class CompilerMissing(Exception):
@@ -23,14 +23,17 @@ class CompileError(Exception):
     """The CUDA compiler refused the source."""
 
 
-def _contents(source: Path, seen: dict[Path, bytes]) -> None:
-    """The source and every quoted include beside it, so that a changed header compiles anew."""
+def _contents(source: Path, folders: Sequence[Path], seen: dict[Path, bytes]) -> None:
+    """The source and every include found beside it or in `folders`: a changed header compiles anew."""
     data = source.read_bytes()
     seen[source] = data
     for name in _INCLUDE.findall(data):
-        header = (source.parent / name.decode()).resolve()
-        if header.is_file() and header not in seen:
-            _contents(header, seen)
+        for folder in (source.parent, *folders):
+            header = (folder / name.decode()).resolve()
+            if header.is_file():
+                if header not in seen:
+                    _contents(header, folders, seen)
+                break
 
 
 def _with_nvcc(nvcc: str, source: Path, options: Sequence[str], target: Path) -> None:
@@ -44,9 +47,11 @@ def _with_nvcc(nvcc: str, source: Path, options: Sequence[str], target: Path) ->
 
 def _with_nvrtc(source: Path, options: Sequence[str], target: Path) -> None:
     try:
-        from cupy_backends.cuda.libs import nvrtc  # type: ignore[import-not-found]
-    except ImportError as error:
-        raise CompilerMissing("no CUDA compiler: neither nvcc nor NVRTC (cupy) found") from error
+        from cupy_backends.cuda.libs import nvrtc  # type: ignore[import-not-found,unused-ignore]
+
+        nvrtc.getVersion()
+    except Exception as error:  # a missing package, library or symbol: each loader has its own
+        raise CompilerMissing(f"no CUDA compiler: neither nvcc nor NVRTC ({error})") from error
     program = nvrtc.createProgram(source.read_text(), source.name, (), ())
     flags = [f"-arch={_ARCH}", "-std=c++17", "-lineinfo", f"-I{source.parent}", *options]
     try:
@@ -60,7 +65,7 @@ def compile_ptx(source: Path, *, defines: Sequence[str] = (), flags: Sequence[st
     """Compile a .cu file for sm_90a with line information.
 
     Args:
-        source: the file; quoted includes are found beside it.
+        source: the file; its includes are found beside it and in -I folders (one word, `-Ipath`).
         defines: "NAME" or "NAME=VALUE", in order.
         flags: further compiler flags.
     Returns: the PTX file, from the cache where nothing changed.
@@ -69,7 +74,8 @@ def compile_ptx(source: Path, *, defines: Sequence[str] = (), flags: Sequence[st
     source = source.resolve()
     options = [f"-D{name}" for name in defines] + list(flags)
     seen: dict[Path, bytes] = {}
-    _contents(source, seen)
+    folders = [Path(flag[2:]).resolve() for flag in flags if flag.startswith("-I")]
+    _contents(source, folders, seen)
     digest = hashlib.sha256("\0".join(options).encode())
     for path in sorted(seen):
         digest.update(path.name.encode() + seen[path])
