@@ -24,6 +24,7 @@ SIGNATURES = {
         "const {t}*, {t}*, const {w}*, {t}*, int, int64_t, int64_t, int64_t, float",
     "silu_mul<{t}, {v}>": "const {t}*, {t}*, int, int64_t, int64_t",
 }  # fmt: skip
+HEADERS = Path(__file__).resolve().parent.parent / "csrc" / "include"
 EPS = 1e-6
 SOURCE = "#include <seekernel/fused/norm.cuh>\nnamespace seekernel {{ template __global__ void {name}({args}); }}\n"
 
@@ -59,14 +60,13 @@ def build(case: Case, folder: Path, edit: tuple[str, str] | None = None) -> tupl
     fill = {"t": case.dtype, "w": case.weight, "v": case.vector}
     text = SOURCE.format(name=template.format(**fill), args=SIGNATURES[template].format(**fill))
     if edit is not None:
-        header = Path(__file__).resolve().parent.parent / "csrc/include/seekernel/fused/norm.cuh"
-        original = header.read_text()
+        original = (HEADERS / "seekernel" / "fused" / "norm.cuh").read_text()
         assert edit[0] in original
         text = text.replace("#include <seekernel/fused/norm.cuh>", original.replace(*edit))
     source = folder / f"{case.op}.cu"
     source.write_text(text)
     try:
-        ptx = compile_ptx(source)
+        ptx = compile_ptx(source, flags=[f"-I{HEADERS}"])
     except CompilerMissing as missing:
         pytest.skip(str(missing))
     entries = re.findall(r"\.entry (\w+)", ptx.read_text())

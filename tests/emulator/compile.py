@@ -12,7 +12,6 @@ from pathlib import Path
 
 _BUILD = Path(__file__).resolve().parents[2] / "build" / "ptx"
 _ARCH = "sm_90a"
-_HEADERS = Path(__file__).resolve().parents[2] / "csrc" / "include"
 _INCLUDE = re.compile(rb'^\s*#\s*include\s+["<]([^">]+)[">]', re.MULTILINE)
 
 
@@ -24,19 +23,21 @@ class CompileError(Exception):
     """The CUDA compiler refused the source."""
 
 
-def _contents(source: Path, seen: dict[Path, bytes]) -> None:
-    """The source and every include beside it or of ours, so that a changed header compiles anew."""
+def _contents(source: Path, folders: Sequence[Path], seen: dict[Path, bytes]) -> None:
+    """The source and every include found beside it or in `folders`: a changed header compiles anew."""
     data = source.read_bytes()
     seen[source] = data
     for name in _INCLUDE.findall(data):
-        for folder in (source.parent, _HEADERS):
+        for folder in (source.parent, *folders):
             header = (folder / name.decode()).resolve()
-            if header.is_file() and header not in seen:
-                _contents(header, seen)
+            if header.is_file():
+                if header not in seen:
+                    _contents(header, folders, seen)
+                break
 
 
 def _with_nvcc(nvcc: str, source: Path, options: Sequence[str], target: Path) -> None:
-    command = [nvcc, f"-arch={_ARCH}", "-std=c++20", "-lineinfo", "-ptx", f"-I{_HEADERS}", *options]
+    command = [nvcc, f"-arch={_ARCH}", "-std=c++17", "-lineinfo", "-ptx", *options]
     done = subprocess.run(
         [*command, str(source), "-o", str(target)], capture_output=True, text=True, check=False
     )
@@ -46,18 +47,13 @@ def _with_nvcc(nvcc: str, source: Path, options: Sequence[str], target: Path) ->
 
 def _with_nvrtc(source: Path, options: Sequence[str], target: Path) -> None:
     try:
-        from cupy_backends.cuda.libs import nvrtc  # type: ignore[import-not-found]
-    except ImportError as error:
-        raise CompilerMissing("no CUDA compiler: neither nvcc nor NVRTC (cupy) found") from error
+        from cupy_backends.cuda.libs import nvrtc  # type: ignore[import-not-found,unused-ignore]
+
+        nvrtc.getVersion()
+    except Exception as error:  # a missing package, library or symbol: each loader has its own
+        raise CompilerMissing(f"no CUDA compiler: neither nvcc nor NVRTC ({error})") from error
     program = nvrtc.createProgram(source.read_text(), source.name, (), ())
-    flags = [
-        f"-arch={_ARCH}",
-        "-std=c++20",
-        "-lineinfo",
-        f"-I{source.parent}",
-        f"-I{_HEADERS}",
-        *options,
-    ]
+    flags = [f"-arch={_ARCH}", "-std=c++17", "-lineinfo", f"-I{source.parent}", *options]
     try:
         nvrtc.compileProgram(program, tuple(flags))
     except nvrtc.NVRTCError as error:
@@ -69,7 +65,7 @@ def compile_ptx(source: Path, *, defines: Sequence[str] = (), flags: Sequence[st
     """Compile a .cu file for sm_90a with line information.
 
     Args:
-        source: the file; quoted includes are found beside it.
+        source: the file; its includes are found beside it and in -I folders (one word, `-Ipath`).
         defines: "NAME" or "NAME=VALUE", in order.
         flags: further compiler flags.
     Returns: the PTX file, from the cache where nothing changed.
@@ -78,7 +74,8 @@ def compile_ptx(source: Path, *, defines: Sequence[str] = (), flags: Sequence[st
     source = source.resolve()
     options = [f"-D{name}" for name in defines] + list(flags)
     seen: dict[Path, bytes] = {}
-    _contents(source, seen)
+    folders = [Path(flag[2:]).resolve() for flag in flags if flag.startswith("-I")]
+    _contents(source, folders, seen)
     digest = hashlib.sha256("\0".join(options).encode())
     for path in sorted(seen):
         digest.update(path.name.encode() + seen[path])

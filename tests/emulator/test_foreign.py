@@ -73,18 +73,21 @@ def test_foreign_kernel_is_right_and_clean(name: str, schedule: Schedule) -> Non
     KERNELS[name][1](open_device("emulator", schedule=schedule), ptx, host)
 
 
-@pytest.mark.parametrize("schedule", NINE_SCHEDULES, ids=str)
-def test_a_race_that_was_shipped_is_found(schedule: Schedule) -> None:
-    """FlashInfer 0.5.3 let every warp read the output tile after waiting for nobody (0.6 waits).
+def test_a_race_that_was_shipped_is_found() -> None:
+    """FlashInfer 0.6.4's epilogue barrier opens early (see build.FLASHINFER_ATTENTION).
 
-    Its numbers are right, here and on an H100: only an ordering check sees it.
+    It takes a schedule in which some warps are half a tile ahead; the numbers are right on an H100.
     """
-    ptx, host = _build(build.FLASHINFER_RACY_ATTENTION)
+    ptx, host = _build(build.FLASHINFER_ATTENTION_AS_SHIPPED)
     assert host is not None
-    with pytest.raises(KernelFault) as fault:
-        hosts.flashinfer_attention(open_device("emulator", schedule=schedule), ptx, host)
-    assert all(report.startswith("RACE") for report in fault.value.reports)
-    assert any("stmatrix" in report for report in fault.value.reports)
+    found = []
+    for schedule in NINE_SCHEDULES:
+        try:
+            hosts.flashinfer_attention(open_device("emulator", schedule=schedule), ptx, host)
+        except KernelFault as fault:
+            found += fault.reports
+    assert found
+    assert all(report.startswith("RACE") and "stmatrix" in report for report in found)
 
 
 @pytest.mark.gpu

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 from dataclasses import dataclass
@@ -17,7 +18,6 @@ from tests.emulator.foreign.wheels import (
     CUTLASS,
     DEEP_GEMM,
     FLASHINFER,
-    FLASHINFER_RACY,
     Wheel,
 )
 
@@ -29,6 +29,13 @@ class CompilerUnavailable(Exception):
 
     def __init__(self) -> None:
         super().__init__("nvcc: expected on PATH, got nothing")
+
+
+class EditFailed(Exception):
+    """A wheel whose text is not what the edit was written for."""
+
+    def __init__(self, path: str, count: int) -> None:
+        super().__init__(f"{path}: expected one match of the edit's pattern, got {count}")
 
 
 @dataclass(frozen=True)
@@ -43,6 +50,8 @@ class Foreign:
         empty_headers: headers that the wheel includes but the kernel does not need, and that the
             toolkit may lack: empty files stand in for them.
         has_host: whether there is a host half to build.
+        edits: (path in the wheel, pattern) of text that is cut out of a wheel's file, into a folder
+            beside the build that mirrors the wheel; the wheel itself stays as it is.
     """
 
     source: str
@@ -51,6 +60,7 @@ class Foreign:
     standard: str = "c++17"
     empty_headers: tuple[str, ...] = ()
     has_host: bool = True
+    edits: tuple[tuple[str, str], ...] = ()
 
     def build(self) -> tuple[Path, Path | None]:
         """PTX and host library, compiled unless they are kept from before.
@@ -77,6 +87,18 @@ class Foreign:
         for header in self.empty_headers:
             (work / "stand_in" / header).parent.mkdir(parents=True, exist_ok=True)
             (work / "stand_in" / header).touch()
+        # Headers include each other relative to themselves, so an edited one needs its whole tree.
+        for path, pattern in self.edits:
+            root = next(i for i in self.wheel.includes if path.startswith(f"{i}/"))
+            copy = work / "edited" / root
+            if not copy.exists():
+                shutil.copytree(self.wheel.folder / root, copy)
+            edited = work / "edited" / path
+            text, count = re.subn(pattern, "", edited.read_text())
+            if count != 1:
+                raise EditFailed(path, count)
+            edited.write_text(text)
+            includes = (f"-I{copy}", *includes)
         command = [nvcc, f"-std={self.standard}", "-lineinfo", "-w", "--expt-relaxed-constexpr"]
         command += ["--expt-extended-lambda", *(f"-D{define}" for define in self.defines)]
         command += [f"-I{work / 'stand_in'}", *includes, str(source)]
@@ -109,7 +131,19 @@ DEEP_GEMM_MULTICAST = Foreign(
     "deep_gemm_fp8.cu", DEEP_GEMM, ("MULTICAST=2", "STAGES=3"), "c++20", has_host=False
 )
 _NOT_NEEDED = ("cutlass/util/reference/device/tensor_fill.h",)
-FLASHINFER_ATTENTION = Foreign("flashinfer_attention.cu", FLASHINFER, empty_headers=_NOT_NEEDED)
-FLASHINFER_RACY_ATTENTION = Foreign(
-    "flashinfer_attention.cu", FLASHINFER_RACY, empty_headers=_NOT_NEEDED
+FLASHINFER_ATTENTION_AS_SHIPPED = Foreign(
+    "flashinfer_attention.cu", FLASHINFER, empty_headers=_NOT_NEEDED
+)
+FLASHINFER_ATTENTION = Foreign(
+    "flashinfer_attention.cu",
+    FLASHINFER,
+    empty_headers=_NOT_NEEDED,
+    # Every warp arrives at the epilogue's barrier and then syncs on it, so it opens after half of the
+    # warps have passed twice. Without the arrival the barrier means what its comment says.
+    edits=(
+        (
+            "flashinfer/data/include/flashinfer/attention/hopper/epilogue.cuh",
+            r"cutlass::arch::NamedBarrier::arrive\(NUM_MMA_THREADS,[^;]*;",
+        ),
+    ),
 )

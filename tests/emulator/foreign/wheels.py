@@ -91,23 +91,16 @@ DEEP_GEMM = Wheel(
     "e5e9f92cdf0515fe878bd81131bc25d2984e00c005824d2932af01a5e0d75261",
     ("deep_gemm/include",),
 )
-_FLASHINFER_INCLUDES = (
-    "flashinfer/data/include",
-    "flashinfer/data/cutlass/include",
-    "flashinfer/data/cutlass/tools/util/include",
-    "flashinfer/data/spdlog/include",
-)
 FLASHINFER = Wheel(
     "flashinfer-python",
     "0.6.4",
     "105596b505892ae330af84e250ee0eb6fc2c3a22e8dc42bd46de1b90d36004c8",
-    _FLASHINFER_INCLUDES,
-)
-FLASHINFER_RACY = Wheel(
-    "flashinfer-python",
-    "0.5.3",
-    "b601293b72f9138bad173edc28df84b9f239a013be974e2e79d4ba98aeb38cf5",
-    _FLASHINFER_INCLUDES,
+    (
+        "flashinfer/data/include",
+        "flashinfer/data/cutlass/include",
+        "flashinfer/data/cutlass/tools/util/include",
+        "flashinfer/data/spdlog/include",
+    ),
 )
 CUOBJDUMP = Wheel(
     "nvidia-cuda-cuobjdump",

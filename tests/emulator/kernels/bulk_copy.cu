@@ -58,7 +58,5 @@ extern "C" __global__ void __launch_bounds__(128) bulk_copy(const uint8* x, uint
     __syncthreads();
 #endif
   }
-#ifndef BUG_NO_STORE_WAIT
   if (threadIdx.x == 0) bulk_wait_group<0>();
-#endif
 }

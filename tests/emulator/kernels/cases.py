@@ -82,7 +82,6 @@ def _gemm() -> list[Case]:
         _bug(name, run, "BUG_NO_WGMMA_FENCE", "WGMMA"),
         _bug(name, run, "BUG_NO_STORE_FENCE", "PROXY"),
         _bug(name, run, "BUG_NO_STORE_BARRIER", "RACE PROXY UNINIT"),
-        _bug(name, run, "BUG_NO_STORE_WAIT", "RACE"),
         _bug(name, run, "BUG_NO_INIT_FENCE", "PROXY"),
         _bug(name, run, "BUG_NO_INIT_SYNC", "RACE MBARRIER"),
         _bug(name, run, "BUG_SBO_SMALL", WRONG),
@@ -200,7 +199,6 @@ def _exchange() -> list[Case]:
         _bug("bulk_copy", copy, "BUG_TX_SHORT", "RACE MBARRIER DEADLOCK"),
         _bug("bulk_copy", copy, "BUG_MISALIGNED", "MISALIGNED"),
         _bug("bulk_copy", copy, "BUG_PAST_THE_END", "BOUNDS"),
-        _bug("bulk_copy", copy, "BUG_NO_STORE_WAIT", "RACE"),
         _bug("bulk_copy", touch, "BUG_ONE_WAITER", "RACE UNINIT", "TOUCH"),
         _bug("bulk_copy", touch, "BUG_NO_PROXY_FENCE", "PROXY", "TOUCH"),
     ]

@@ -194,9 +194,7 @@ extern "C" __global__ void __launch_bounds__(384, 1)
         tma_store_2d(&map_d, out + half * (64 * 128), blockIdx.y * kBlock + half * 64,
                      blockIdx.x * kBlock + consumer * 64);
       bulk_commit_group();
-#ifndef BUG_NO_STORE_WAIT
       bulk_wait_group<0>();
-#endif
     }
   }
 #if CLUSTER > 1 && !defined(BUG_NO_EXIT_SYNC)
