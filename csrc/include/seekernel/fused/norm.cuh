@@ -41,7 +41,7 @@ SEEKERNEL_DEVICE void rms_norm_row(const T* x, T* residual, const W* weight, T* 
     for (int j = 0; j < kVector; ++j) squares += v[j] * v[j];
   }
   const float mean = block_sum(squares, scratch) / static_cast<float>(n);
-  const float inverse = rsqrtf(mean + eps);
+  const float inverse = 1.0f / sqrtf(mean + eps);
   const T* source = kWithResidual ? residual : x;
   for (int i = begin; i < n; i += step) {
     float v[kVector], w[kVector];
