@@ -80,7 +80,7 @@ def test_a_race_that_was_shipped_is_found() -> None:
     """
     ptx, host = _build(build.FLASHINFER_ATTENTION_AS_SHIPPED)
     assert host is not None
-    found = []
+    found: list[str] = []
     for schedule in NINE_SCHEDULES:
         try:
             hosts.flashinfer_attention(open_device("emulator", schedule=schedule), ptx, host)

@@ -25,6 +25,8 @@ def _load(text: str) -> None:
         ("add.u32 %r1, %r2, %nothing;", "unknown name %nothing"),
         ("add.u32 7, %r2, %r3;", "expected a register"),
         ("add.u64 %rd1, %r2, %rd3;", "too narrow"),
+        ("add.u32 %r1, %rd2, %r3;", "too wide"),
+        ("add.u32 %r1, %p2, %r3;", "wrong kind"),
         ("mov.pred %r1, %p1;", "wrong kind"),
         ("bra nowhere;", "unknown label"),
         ("ld.global.v3.u32 {%r1, %r2, %r3}, [%rd0];", "vector size does not match"),

@@ -146,6 +146,8 @@ struct Cta {
   std::unique_ptr<Cell[], void (*)(void*)> cells{nullptr, nullptr};
   Shadow shadow;
   std::map<u32, std::unique_ptr<Mbarrier>> mbarriers;
+  // Initialised over while live: a warp may still poll them.
+  std::vector<std::unique_ptr<Mbarrier>> replaced_mbarriers;
   std::array<NamedBarrier, 16> barriers;
   std::vector<std::unique_ptr<Warp>> warps;
   s64 free_registers = 0;
@@ -201,12 +203,13 @@ struct LaunchShape {
   bool programmatic = false;  // may overlap the launch before it
 };
 
-#define EMULATOR_COUNTERS(X)                                                                    \
-  X(warp_instructions)                                                                          \
-  X(thread_instructions) X(wgmma_instructions) X(wgmma_macs) X(mma_macs) X(tma_load_bytes)      \
-      X(tma_store_bytes) X(tma_instructions) X(global_load_bytes) X(global_store_bytes)         \
-          X(global_sectors) X(uncoalesced_accesses) X(shared_accesses) X(shared_bank_conflicts) \
-              X(atomics) X(mbarrier_waits)
+// clang-format off
+#define EMULATOR_COUNTERS(X) \
+  X(warp_instructions) X(thread_instructions) X(wgmma_instructions) X(wgmma_macs) \
+  X(mma_macs) X(tma_load_bytes) X(tma_store_bytes) X(tma_instructions) X(global_load_bytes) \
+  X(global_store_bytes) X(global_sectors) X(uncoalesced_accesses) X(shared_accesses) \
+  X(shared_bank_conflicts) X(atomics) X(mbarrier_waits)
+// clang-format on
 
 struct Counters {
 #define X(name) u64 name = 0;

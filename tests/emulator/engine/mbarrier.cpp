@@ -46,7 +46,7 @@ void Machine::mbarrier_arrive(Warp& warp, Mbarrier& barrier, u32 count, const Kn
 void Machine::mbarrier_complete_tx(Mbarrier& barrier, u64 num_bytes) {
   ++progress;
   barrier.tx -= static_cast<s64>(num_bytes);
-  barrier.in_flight -= num_bytes;
+  barrier.in_flight -= std::min(barrier.in_flight, num_bytes);
   mbarrier_check_phase(barrier);
 }
 
@@ -125,6 +125,7 @@ Step init(Machine& machine, Warp& warp, const Insn& insn, u32 mask) {
     barrier->init_pc = barrier->last_pc = warp.last_pc;
     barrier->count = barrier->pending = count;
     barrier->arriving = barrier->done = Knowledge(where.cta->cluster->id);
+    if (slot) where.cta->replaced_mbarriers.push_back(std::move(slot));
     slot = std::move(barrier);
   }
   warp.tick();

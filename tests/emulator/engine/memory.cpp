@@ -39,7 +39,7 @@ GlobalMemory::~GlobalMemory() {
 u64 GlobalMemory::allocate(u64 num_bytes) {
   const u64 padded = (num_bytes + 255) / 256 * 256 + kGuardBytes;
   if (num_bytes > kArenaBytes || top_ + padded > kArenaBytes) {
-    throw std::runtime_error("emulator memory: expected at most 4 GiB in all, got " +
+    throw std::runtime_error("emulator memory: expected at most 1 GiB in all, got " +
                              std::to_string(top_ + num_bytes) + " bytes");
   }
   const u64 address = kGlobalBase + top_;

@@ -31,11 +31,12 @@ inline bool has_lane(u32 mask, int lane) { return (mask >> lane) & 1u; }
 inline int first_lane(u32 mask) { return __builtin_ctz(mask); }
 
 // The order is the encoding: the front end reads it back through type_names().
-#define EMULATOR_TYPES(X)                                                                   \
-  X(pred, 1)                                                                                \
-  X(b8, 1) X(u8, 1) X(s8, 1) X(b16, 2) X(u16, 2) X(s16, 2) X(f16, 2) X(bf16, 2) X(b32, 4)   \
-      X(u32, 4) X(s32, 4) X(f32, 4) X(f16x2, 4) X(bf16x2, 4) X(tf32, 4) X(b64, 8) X(u64, 8) \
-          X(s64, 8) X(f64, 8) X(b128, 16) X(e4m3, 1) X(e5m2, 1) X(e4m3x2, 2) X(e5m2x2, 2)
+// clang-format off
+#define EMULATOR_TYPES(X) \
+  X(pred, 1) X(b8, 1) X(u8, 1) X(s8, 1) X(b16, 2) X(u16, 2) X(s16, 2) X(f16, 2) X(bf16, 2) \
+  X(b32, 4) X(u32, 4) X(s32, 4) X(f32, 4) X(f16x2, 4) X(bf16x2, 4) X(tf32, 4) X(b64, 8) \
+  X(u64, 8) X(s64, 8) X(f64, 8) X(b128, 16) X(e4m3, 1) X(e5m2, 1) X(e4m3x2, 2) X(e5m2x2, 2)
+// clang-format on
 
 enum class Type : u8 {
 #define X(name, bytes) k_##name,

@@ -1,11 +1,12 @@
 // One SM90 GEMM assembled from the CUTLASS headers of a PyPI wheel: a kernel nobody here wrote.
 //
-//   D[m, n] = alpha * A[m, k] @ B[n, k]^T + beta * C[m, n],  C and D bf16 row-major, fp32 accumulate
+//   D[m, n] = alpha * A[m, k] @ B[n, k]^T + beta * C[m, n],  C and D bf16 row-major, fp32
+//   accumulate
 //
-// -DVARIANT=0: e4m3, 128x128x128 tile, cooperative consumers.  -DVARIANT=1: bf16, 64x128x64, ping-pong.
-// The device half is taken as PTX. The host half is a shared library whose only job is to fill the
-// kernel's parameter block; it reaches the tensor-map encoder through a callback, so it needs neither
-// a driver nor a GPU.
+// -DVARIANT=0: e4m3, 128x128x128 tile, cooperative consumers.  -DVARIANT=1: bf16, 64x128x64,
+// ping-pong. The device half is taken as PTX. The host half is a shared library whose only job is
+// to fill the kernel's parameter block; it reaches the tensor-map encoder through a callback, so it
+// needs neither a driver nor a GPU.
 #define CUTLASS_ENABLE_DIRECT_CUDA_DRIVER_CALL 1
 
 #include <cstring>
@@ -50,8 +51,8 @@ using mainloop_t = typename cutlass::gemm::collective::CollectiveBuilder<
 using kernel_t =
     cutlass::gemm::kernel::GemmUniversal<Shape<int, int, int, int>, mainloop_t, epilogue_t>;
 
-template __global__ void cutlass::device_kernel<kernel_t>(
-    CUTLASS_GRID_CONSTANT typename kernel_t::Params const);
+template __global__ void cutlass::device_kernel<kernel_t>(CUTLASS_GRID_CONSTANT
+                                                          typename kernel_t::Params const);
 
 #ifndef __CUDA_ARCH__
 using encode_t = int (*)(void*, int, unsigned, void*, const uint64_t*, const uint64_t*,
@@ -63,14 +64,15 @@ extern "C" CUresult CUDAAPI cuTensorMapEncodeTiled(
     const cuuint64_t* strides, const cuuint32_t* box, const cuuint32_t* element_strides,
     CUtensorMapInterleave interleave, CUtensorMapSwizzle swizzle, CUtensorMapL2promotion l2,
     CUtensorMapFloatOOBfill fill) {
-  return static_cast<CUresult>(
-      encode(map, type, rank, base, dims, strides, box, element_strides, interleave, swizzle, l2, fill));
+  return static_cast<CUresult>(encode(map, type, rank, base, dims, strides, box, element_strides,
+                                      interleave, swizzle, l2, fill));
 }
 
 // Fill `out` with the kernel's parameters; write grid, block and cluster sizes and the dynamic
 // shared bytes to `launch` (10 ints). Returns the size of the block, or 0 for a refused problem.
 extern "C" int fill_params(encode_t callback, uint64_t a, uint64_t b, uint64_t c, uint64_t d, int m,
-                           int n, int k, float alpha, float beta, int num_sms, void* out, int* launch) {
+                           int n, int k, float alpha, float beta, int num_sms, void* out,
+                           int* launch) {
   encode = callback;
   using gemm_t = cutlass::gemm::device::GemmUniversalAdapter<kernel_t>;
   cutlass::KernelHardwareInfo hw;
@@ -92,8 +94,16 @@ extern "C" int fill_params(encode_t callback, uint64_t a, uint64_t b, uint64_t c
   if (kernel_t::can_implement(args) == false) return 0;
   auto params = kernel_t::to_underlying_arguments(args, nullptr);
   dim3 grid = kernel_t::get_grid_shape(params), block = kernel_t::get_block_shape();
-  const int sizes[10] = {int(grid.x),  int(grid.y),  int(grid.z), int(block.x), int(block.y),
-                         int(block.z), 2,            1,           1,            kernel_t::SharedStorageSize};
+  const int sizes[10] = {int(grid.x),
+                         int(grid.y),
+                         int(grid.z),
+                         int(block.x),
+                         int(block.y),
+                         int(block.z),
+                         2,
+                         1,
+                         1,
+                         kernel_t::SharedStorageSize};
   std::memcpy(launch, sizes, sizeof(sizes));
   std::memcpy(out, &params, sizeof(params));
   return sizeof(params);

@@ -2,8 +2,8 @@
 //
 //   D[m, n] = sum over 128-wide k blocks of sfa[m, kb] * sfb[n / 128, kb] * (A[m, kb] @ B[n, kb]^T)
 //
-// A, B e4m3 K-major; sfa fp32 [k / 128, align(m, 4)] read by TMA; sfb fp32 [n / 128, k / 128]; D bf16.
-// Persistent over -DNUM_SMS blocks. -DMULTICAST=2: clusters of two share tiles of A or B.
+// A, B e4m3 K-major; sfa fp32 [k / 128, align(m, 4)] read by TMA; sfb fp32 [n / 128, k / 128]; D
+// bf16. Persistent over -DNUM_SMS blocks. -DMULTICAST=2: clusters of two share tiles of A or B.
 #include <cuda_bf16.h>
 #include <cuda_fp8.h>
 

@@ -325,8 +325,8 @@ def _cvt(ctx: Context, form: Form, operands: list[str]) -> None:
         args[1] = 0  # .satfinite is what those conversions always do
     dest_type = "b16" if TYPE_BITS[to] < 32 else to
     wide = "b16" if TYPE_BITS[source_type] < 32 else source_type
-    sources = [ctx.value(text, wide) for text in operands[1:]]
-    ctx.emit("cvt", [ctx.dest(operands[0], dest_type), *sources], args, to, source_type)
+    sources = [ctx.value(text, wide, True) for text in operands[1:]]
+    ctx.emit("cvt", [ctx.dest(operands[0], dest_type, True), *sources], args, to, source_type)
 
 
 def _cvta(ctx: Context, form: Form, operands: list[str]) -> None:

@@ -40,6 +40,9 @@ SPECIAL_REGISTERS = {
 }  # fmt: skip
 CLOCKS = {"%clock": 32, "%clock_hi": 32, "%clock64": 64, "%globaltimer": 64, "%globaltimer_lo": 32}
 
+# Virtual registers of a kernel; CUTLASS needs some thousands.
+MAX_REGISTERS = 1 << 16
+
 _INTEGER = re.compile(r"-?(0[xX][0-9a-fA-F]+|0[bB][01]+|\d+)U?$")
 _HEX_FLOAT = re.compile(r"-?0[fF]([0-9a-fA-F]{8})$")
 _HEX_DOUBLE = re.compile(r"-?0[dD]([0-9a-fA-F]{16})$")
@@ -119,6 +122,8 @@ class Context:
         words = 2 if bits == 64 else 1
         offset = self.kernel.num_words * LANES
         self.kernel.num_words += words
+        if self.kernel.num_words > MAX_REGISTERS:
+            raise FormError(f"more than {MAX_REGISTERS} registers")
         return (OperandKind.REG64 if words == 2 else OperandKind.REG32), offset
 
     def temporary(self, bits: int) -> Operand:
@@ -138,8 +143,8 @@ class Context:
             if match is None:
                 registers[name] = self.new_register(bits)
                 continue
-            if int(match.group(2)) > 1 << 20:
-                raise FormError("more than a million registers")
+            if int(match.group(2)) > MAX_REGISTERS:
+                raise FormError(f"more than {MAX_REGISTERS} registers")
             for index in range(int(match.group(2))):
                 registers[f"{match.group(1)}{index}"] = self.new_register(bits)
 
@@ -183,13 +188,22 @@ class Context:
                 return scope.symbols[name]
         return self.module_symbols.get(name)
 
-    def value(self, text: str, type_name: str) -> Operand:
+    def check_width(self, text: str, kind: int, type_name: str, wider: bool) -> None:
+        """FormError unless the register suits the type; only ld, st and cvt take wider ones."""
+        if (kind == OperandKind.PRED) != (type_name == "pred"):
+            raise FormError(f"{text} is of the wrong kind for .{type_name}")
+        bits = TYPE_BITS[type_name]
+        if bits == 64 and kind == OperandKind.REG32:
+            raise FormError(f"{text} is too narrow for .{type_name}")
+        if bits <= 32 and kind == OperandKind.REG64 and not wider:
+            raise FormError(f"{text} is too wide for .{type_name}")
+
+    def value(self, text: str, type_name: str, wider: bool = False) -> Operand:
         """A source operand: register, special register, immediate or address of a symbol."""
         bits = TYPE_BITS[type_name]
         found = self.find_register(text)
         if found is not None:
-            if bits == 64 and found[0] == OperandKind.REG32:
-                raise FormError(f"{text} is too narrow for .{type_name}")
+            self.check_width(text, found[0], type_name, wider)
             return found[0], REGISTER_BANK, found[1], 0
         if text in SPECIAL_REGISTERS or text in CLOCKS:
             return self.special(text)
@@ -233,17 +247,14 @@ class Context:
             raise FormError(f"unknown name {text}")
         return symbol.value + (integer(offset.strip()) if offset else 0)
 
-    def dest(self, text: str, type_name: str = "b32") -> Operand:
+    def dest(self, text: str, type_name: str = "b32", wider: bool = False) -> Operand:
         """A destination: a register, or `_` for none."""
         if text == "_":
             return NO_OPERAND
         found = self.find_register(text)
         if found is None:
             raise FormError(f"expected a register, got {text}")
-        if (found[0] == OperandKind.PRED) != (type_name == "pred"):
-            raise FormError(f"{text} is of the wrong kind for .{type_name}")
-        if TYPE_BITS[type_name] == 64 and found[0] == OperandKind.REG32:
-            raise FormError(f"{text} is too narrow for .{type_name}")
+        self.check_width(text, found[0], type_name, wider)
         return found[0], REGISTER_BANK, found[1], 0
 
     def predicate(self, text: str) -> Operand:

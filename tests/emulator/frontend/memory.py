@@ -39,7 +39,7 @@ def _load(ctx: Context, form: Form, operands: list[str]) -> None:
     operands = _drop_policy(operands, has_policy)
     if len(operands) != 2:
         raise FormError("expected a destination and an address")
-    dests = [ctx.dest(text, _element_type(type_name)) for text in ctx.vector(operands[0])]
+    dests = [ctx.dest(text, _element_type(type_name), True) for text in ctx.vector(operands[0])]
     if len(dests) != num:
         raise FormError("vector size does not match")
     address, space = _param_space(ctx, operands[1], space)
@@ -78,7 +78,7 @@ def _store(ctx: Context, form: Form, operands: list[str]) -> None:
     operands = _drop_policy(operands, has_policy)
     if len(operands) != 2:
         raise FormError("expected an address and a value")
-    values = [ctx.value(text, _element_type(type_name)) for text in ctx.vector(operands[1])]
+    values = [ctx.value(text, _element_type(type_name), True) for text in ctx.vector(operands[1])]
     if len(values) != num:
         raise FormError("vector size does not match")
     address, space = _param_space(ctx, operands[0], space)

@@ -1,13 +1,16 @@
 // One-tile flash attention: O = softmax(scale * Q @ K^T) @ V, base-2 LSE beside it.
 //
-// Shapes: q [64 * tiles, 64], k and v [s_kv, 64], o [64 * tiles, 64] fp32, lse [64 * tiles]; bf16 in;
+// Shapes: q [64 * tiles, 64], k and v [s_kv, 64], o [64 * tiles, 64] fp32, lse [64 * tiles]; bf16
+// in;
 //   s_kv is a multiple of 64. One CTA per query tile.
 // Roles: warp 4 drives TMA, warps 0-3 are the one consumer warpgroup.
 // Shared memory: Q 8 KB, kStages x (K 8 KB, V 8 KB), all swizzled 128B; barriers.
 // Protocol: K and V have a full barrier each (one arrival and the tile's bytes) and share an empty
 //   barrier that the four consumer warps arrive at once both wgmmas have read the stage.
-// S comes from an SS wgmma; P stays in registers as the A operand; V is read MN-major: a 64 (keys) x 64
-//   (head) tile is eight 1024-byte groups of 8 keys, and a k-step of 16 keys starts two groups further.
+// S comes from an SS wgmma; P stays in registers as the A operand; V is read MN-major: a 64 (keys)
+// x 64
+//   (head) tile is eight 1024-byte groups of 8 keys, and a k-step of 16 keys starts two groups
+//   further.
 #include "ptx.cuh"
 
 constexpr int kTile = 64, kStages = 2, kTileBytes = kTile * kTile * 2;
@@ -65,8 +68,8 @@ DEVICE void softmax_step(float (&score)[32], float (&out)[32], float (&top)[2], 
   }
 }
 
-DEVICE void consume(float* o, float* lse, uint32 smem_q, uint32 smem_kv, uint32 bar_q, uint32 full_k,
-                    uint32 full_v, uint32 empty, int num_tiles, float scale_log2) {
+DEVICE void consume(float* o, float* lse, uint32 smem_q, uint32 smem_kv, uint32 bar_q,
+                    uint32 full_k, uint32 full_v, uint32 empty, int num_tiles, float scale_log2) {
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   float out[32], top[2] = {-1e30f, -1e30f}, sum[2] = {0.f, 0.f};
 #pragma unroll
@@ -141,7 +144,8 @@ DEVICE void consume(float* o, float* lse, uint32 smem_q, uint32 smem_kv, uint32 
 }
 
 extern "C" __global__ void __launch_bounds__(160, 1)
-    attention(const __grid_constant__ tensor_map_t map_q, const __grid_constant__ tensor_map_t map_k,
+    attention(const __grid_constant__ tensor_map_t map_q,
+              const __grid_constant__ tensor_map_t map_k,
               const __grid_constant__ tensor_map_t map_v, float* o, float* lse, int s_kv,
               float scale_log2) {
   extern __shared__ __align__(1024) uint8 smem[];

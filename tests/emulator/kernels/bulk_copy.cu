@@ -1,9 +1,10 @@
 // Copy with the 1-D bulk engine through shared memory: y = x, in chunks of 1 KB a CTA.
 //
 // Shapes: x, y [1024 * chunks] bytes; grid (blocks), block b owns chunks b, b + blocks, ...
-// Protocol: one thread loads a chunk (mbarrier, bytes), waits for it, stores it, and reuses the buffer
-//   only when the store has read it. With -DTOUCH the threads add 1 to each byte in between, which needs
-//   the proxy fence on the way out.
+// Protocol: one thread loads a chunk (mbarrier, bytes), waits for it, stores it, and reuses the
+// buffer
+//   only when the store has read it. With -DTOUCH the threads add 1 to each byte in between, which
+//   needs the proxy fence on the way out.
 #include "ptx.cuh"
 
 constexpr int kBytes = 1024;

@@ -1,7 +1,8 @@
 // Sum over a cluster through distributed shared memory: y[c] = sum over the 4 CTAs of x[rank, c].
 //
 // Shapes: x [clusters * 4, 128] fp32, y [clusters, 128] fp32; cluster of 4, 128 threads.
-// Protocol: every CTA stages its row in its own shared memory; a cluster barrier publishes it; rank 0
+// Protocol: every CTA stages its row in its own shared memory; a cluster barrier publishes it; rank
+// 0
 //   reads the four rows in rank order; a second cluster barrier keeps the others alive meanwhile.
 #include "ptx.cuh"
 

@@ -1,4 +1,5 @@
-// Small GEMM with cp.async, ldmatrix and mma.sync: D[16, n] = A[16, k] @ B[n, k]^T, bf16 in, fp32 out.
+// Small GEMM with cp.async, ldmatrix and mma.sync: D[16, n] = A[16, k] @ B[n, k]^T, bf16 in, fp32
+// out.
 //
 // Shapes: n a multiple of 32 (a CTA owns 32 columns, a warp 8), k a multiple of 16.
 // Shared memory: two stages of A (16 rows of 32 bytes) and B (32 rows of 32 bytes).
@@ -61,5 +62,6 @@ extern "C" __global__ void __launch_bounds__(128)
   }
   const int row = lane / 4, col = blockIdx.x * 32 + warp * 8 + lane % 4 * 2;
   *reinterpret_cast<float2*>(d + static_cast<uint64>(row) * n + col) = make_float2(sum[0], sum[1]);
-  *reinterpret_cast<float2*>(d + static_cast<uint64>(row + 8) * n + col) = make_float2(sum[2], sum[3]);
+  *reinterpret_cast<float2*>(d + static_cast<uint64>(row + 8) * n + col) =
+      make_float2(sum[2], sum[3]);
 }

@@ -5,8 +5,8 @@
 //   own 64 rows each of a 128x128 tile.
 // Shared memory: kStages x (A 16 KB, B 16 KB) swizzled 128B, D 32 KB in 64-column halves, barriers.
 // Protocol: full[s] expects one arrival and the bytes of A and B; empty[s] expects one arrival per
-//   consumer warp of every CTA whose tile the stage feeds. In a cluster each CTA loads half of B and
-//   multicasts it, so a stage may only be refilled when both CTAs' warps have released it.
+//   consumer warp of every CTA whose tile the stage feeds. In a cluster each CTA loads half of B
+//   and multicasts it, so a stage may only be refilled when both CTAs' warps have released it.
 // Numerics: the tensor-core partial is promoted to fp32 registers every 128 of k.
 //
 // Each BUG_* macro plants one mistake; cases.py says which report it must cause.
@@ -54,8 +54,8 @@ DEVICE void sync_all() {
 #endif
 }
 
-DEVICE void produce(const tensor_map_t* map_a, const tensor_map_t* map_b, uint32 smem_a, uint32 smem_b,
-                    uint32 full, uint32 empty, int num_blocks) {
+DEVICE void produce(const tensor_map_t* map_a, const tensor_map_t* map_b, uint32 smem_a,
+                    uint32 smem_b, uint32 full, uint32 empty, int num_blocks) {
   for (int k = 0; k < num_blocks; ++k) {
     const int s = k % kStages;
     const uint32 parity = (k / kStages) & 1;
@@ -158,7 +158,8 @@ extern "C" __global__ void __launch_bounds__(384, 1)
 #if CLUSTER > 1
     __cluster_dims__(CLUSTER, 1, 1)
 #endif
-        fp8_gemm(const __grid_constant__ tensor_map_t map_a, const __grid_constant__ tensor_map_t map_b,
+        fp8_gemm(const __grid_constant__ tensor_map_t map_a,
+                 const __grid_constant__ tensor_map_t map_b,
                  const __grid_constant__ tensor_map_t map_d, int k) {
   extern __shared__ __align__(1024) uint8 smem[];
   const uint32 smem_a = shared_address(smem), smem_b = smem_a + kStages * kTileBytes;

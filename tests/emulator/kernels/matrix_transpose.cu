@@ -1,7 +1,8 @@
 // Transpose 16x16 tiles of 16-bit values: stmatrix into shared memory, ldmatrix.trans back.
 //
-// Shapes: x, y [tiles, 16, 16] u16; y[t] = x[t]^T. One warp a tile, four warps a CTA. A thread holds
-// four 8x8 fragments: registers 0..3 are the tiles (0,0), (8,0), (0,8), (8,8) by (row, column).
+// Shapes: x, y [tiles, 16, 16] u16; y[t] = x[t]^T. One warp a tile, four warps a CTA. A thread
+// holds four 8x8 fragments: registers 0..3 are the tiles (0,0), (8,0), (0,8), (8,8) by (row,
+// column).
 #include "ptx.cuh"
 
 constexpr int kPitch = 48;  // bytes: 16 values and 16 bytes of padding, against bank conflicts

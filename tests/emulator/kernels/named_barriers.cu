@@ -1,7 +1,7 @@
 // A hand-off between warps with bar.arrive and bar.sync: y[c, t] = x[c, t] + c for c chunks of 32.
 //
-// Warp 0 fills a buffer and warp 1 drains it. Barrier 1 says "full", barrier 2 says "empty"; each counts
-// 64 threads: one warp arrives without waiting, the other one syncs.
+// Warp 0 fills a buffer and warp 1 drains it. Barrier 1 says "full", barrier 2 says "empty"; each
+// counts 64 threads: one warp arrives without waiting, the other one syncs.
 #include "ptx.cuh"
 
 #ifdef BUG_COUNT
@@ -15,7 +15,8 @@ constexpr int kFullId = 3;
 constexpr int kFullId = 1;
 #endif
 
-extern "C" __global__ void __launch_bounds__(64) named_barriers(const float* x, float* y, int chunks) {
+extern "C" __global__ void __launch_bounds__(64)
+    named_barriers(const float* x, float* y, int chunks) {
   __shared__ float buffer[32];
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
 #ifdef BUG_DIVERGENT_SYNC

@@ -1,9 +1,10 @@
-// Two kernels joined by programmatic dependent launch: `pdl_first` fills y, `pdl_second` doubles it.
+// Two kernels joined by programmatic dependent launch: `pdl_first` fills y, `pdl_second` doubles
+// it.
 //
 //   y = x + 1;  z = 2 * y
 //
-// Shapes: x, y, z [128 * blocks] fp32. The second kernel may start before the first has finished, so
-// it reads y only behind griddepcontrol.wait; what it does before that must not touch y.
+// Shapes: x, y, z [128 * blocks] fp32. The second kernel may start before the first has finished,
+// so it reads y only behind griddepcontrol.wait; what it does before that must not touch y.
 #include "ptx.cuh"
 
 extern "C" __global__ void __launch_bounds__(128) pdl_first(const float* x, float* y) {

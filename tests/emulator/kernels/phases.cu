@@ -1,8 +1,8 @@
 // A ring of mbarriers between ordinary threads: y[c, t] = 3 * x[c, t] for c chunks of 32 values.
 //
-// Warp 0 writes chunks into a two-slot ring, warp 1 reads them. full[s] and empty[s] expect 32 arrivals
-// each, one per lane. With -DTOKEN the consumer's side of `empty` is waited for by state token.
-// The barriers are invalidated at the end and their memory is used for something else.
+// Warp 0 writes chunks into a two-slot ring, warp 1 reads them. full[s] and empty[s] expect 32
+// arrivals each, one per lane. With -DTOKEN the consumer's side of `empty` is waited for by state
+// token. The barriers are invalidated at the end and their memory is used for something else.
 #include "ptx.cuh"
 
 constexpr int kSlots = 2;

@@ -1,7 +1,8 @@
 // Thin wrappers, one per sm_90a instruction that the sample kernels use, named as the instruction.
 //
-// Shared-memory addresses are 32-bit `shared::cta` or `shared::cluster` window addresses; the header
-// needs no other header, so nvcc and NVRTC both take it. Fragments are plain register arrays.
+// Shared-memory addresses are 32-bit `shared::cta` or `shared::cluster` window addresses; the
+// header needs no other header, so nvcc and NVRTC both take it. Fragments are plain register
+// arrays.
 #pragma once
 
 using uint8 = unsigned char;
@@ -36,8 +37,8 @@ DEVICE uint32 mapa(uint32 address, uint32 rank) {
 
 DEVICE bool elect_one() {
   uint32 elected;
-  asm volatile(
-      "{\n.reg .pred p;\nelect.sync _|p, 0xffffffff;\nselp.u32 %0, 1, 0, p;\n}" : "=r"(elected));
+  asm volatile("{\n.reg .pred p;\nelect.sync _|p, 0xffffffff;\nselp.u32 %0, 1, 0, p;\n}"
+               : "=r"(elected));
   return elected != 0;
 }
 
@@ -62,7 +63,8 @@ DEVICE uint64 mbarrier_arrive_token(uint32 bar) {
 }
 
 DEVICE void mbarrier_arrive_remote(uint32 bar) {
-  asm volatile("mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%0];" ::"r"(bar) : "memory");
+  asm volatile("mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%0];" ::"r"(bar)
+               : "memory");
 }
 
 DEVICE void mbarrier_arrive_expect_tx(uint32 bar, uint32 bytes) {
@@ -73,8 +75,8 @@ DEVICE void mbarrier_arrive_expect_tx(uint32 bar, uint32 bytes) {
 DEVICE void mbarrier_wait_parity(uint32 bar, uint32 parity) {
   asm volatile(
       "{\n.reg .pred done;\n"
-      "AGAIN:\nmbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n@!done bra AGAIN;\n}" ::"r"(
-          bar),
+      "AGAIN:\nmbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n@!done bra AGAIN;\n}" ::
+          "r"(bar),
       "r"(parity)
       : "memory");
 }
@@ -169,16 +171,16 @@ DEVICE void tma_store_2d(const tensor_map_t* map, uint32 src, int x, int y) {
 
 DEVICE void tma_reduce_add_2d(const tensor_map_t* map, uint32 src, int x, int y) {
   asm volatile(
-      "cp.reduce.async.bulk.tensor.2d.global.shared::cta.add.tile.bulk_group [%0, {%2, %3}], [%1];" ::"l"(
-          map),
+      "cp.reduce.async.bulk.tensor.2d.global.shared::cta.add.tile.bulk_group [%0, {%2, %3}], "
+      "[%1];" ::"l"(map),
       "r"(src), "r"(x), "r"(y)
       : "memory");
 }
 
 DEVICE void bulk_load(uint32 dst, const void* src, uint32 bytes, uint32 bar) {
   asm volatile(
-      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
-          dst),
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::
+          "r"(dst),
       "l"(src), "r"(bytes), "r"(bar)
       : "memory");
 }
@@ -190,9 +192,10 @@ DEVICE void bulk_store(void* dst, uint32 src, uint32 bytes) {
 }
 
 DEVICE void bulk_reduce_add_f32(void* dst, uint32 src, uint32 bytes) {
-  asm volatile("cp.reduce.async.bulk.global.shared::cta.bulk_group.add.f32 [%0], [%1], %2;" ::"l"(dst),
-               "r"(src), "r"(bytes)
-               : "memory");
+  asm volatile(
+      "cp.reduce.async.bulk.global.shared::cta.bulk_group.add.f32 [%0], [%1], %2;" ::"l"(dst),
+      "r"(src), "r"(bytes)
+      : "memory");
 }
 
 DEVICE void bulk_commit_group() { asm volatile("cp.async.bulk.commit_group;" ::: "memory"); }
@@ -285,7 +288,8 @@ DEVICE uint64 wgmma_descriptor(uint32 address, uint32 leading_bytes, uint32 stri
                                swizzle_t swizzle) {
   return static_cast<uint64>((address & 0x3FFFF) >> 4) |
          static_cast<uint64>((leading_bytes & 0x3FFFF) >> 4) << 16 |
-         static_cast<uint64>((stride_bytes & 0x3FFFF) >> 4) << 32 | static_cast<uint64>(swizzle) << 62;
+         static_cast<uint64>((stride_bytes & 0x3FFFF) >> 4) << 32 |
+         static_cast<uint64>(swizzle) << 62;
 }
 
 DEVICE void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }

@@ -2,8 +2,10 @@
 //
 //   y = x / sqrt(mean(x^2) + eps) * w;  s = max(amax of 128 y's, 1e-4) / 448;  q = e4m3(y / s)
 //
-// Shapes: x [rows, hidden] bf16, w [hidden] bf16, q [rows, hidden] e4m3, s [rows, hidden / 128] fp32;
-//   hidden is a multiple of 1024. 128 threads, 8 values each a step; 16 lanes share a quantisation group.
+// Shapes: x [rows, hidden] bf16, w [hidden] bf16, q [rows, hidden] e4m3, s [rows, hidden / 128]
+// fp32;
+//   hidden is a multiple of 1024. 128 threads, 8 values each a step; 16 lanes share a quantisation
+//   group.
 #include "ptx.cuh"
 
 constexpr int kThreads = 128, kVector = 8;

@@ -1,8 +1,11 @@
-// Split-K sum through global memory: y[c] = sum over splits of sum over the split's rows of x[row, c].
+// Split-K sum through global memory: y[c] = sum over splits of sum over the split's rows of x[row,
+// c].
 //
-// Shapes: x [rows, 128] fp32, partial [splits, 128] fp32 workspace, counter [1] u32 zero on entry and
+// Shapes: x [rows, 128] fp32, partial [splits, 128] fp32 workspace, counter [1] u32 zero on entry
+// and
 //   on exit, y [128] fp32. The grid is (splits); split b owns rows b, b + splits, ...
-// Protocol: each CTA publishes its partial sums, then thread 0 takes a ticket; the CTA that draws the
+// Protocol: each CTA publishes its partial sums, then thread 0 takes a ticket; the CTA that draws
+// the
 //   last ticket sums all partials in split order, so the result does not depend on the schedule.
 // -DSPIN: no ticket; CTA 0 waits until the counter says that everybody has published.
 #include "ptx.cuh"

@@ -1,11 +1,13 @@
-// Neighbouring bytes and halves written by different warps: out8[i] = x[255 - i], out16[i] = 257 * out8[i].
+// Neighbouring bytes and halves written by different warps: out8[i] = x[255 - i], out16[i] = 257 *
+// out8[i].
 //
 // Shapes: x, out8 [256] u8, out16 [256] u16. Thread t of 256 handles i = (t % 32) * 8 + t / 32, so
-// the eight bytes of a 64-bit word belong to eight warps. Single-byte stores next to each other are no
-// race; a read-modify-write of the word that holds a neighbour's byte is one.
+// the eight bytes of a 64-bit word belong to eight warps. Single-byte stores next to each other are
+// no race; a read-modify-write of the word that holds a neighbour's byte is one.
 #include "ptx.cuh"
 
-extern "C" __global__ void __launch_bounds__(256) subword(const uint8* x, uint8* out8, uint16* out16) {
+extern "C" __global__ void __launch_bounds__(256)
+    subword(const uint8* x, uint8* out8, uint16* out16) {
   __shared__ __align__(8) uint8 stage8[256];
   __shared__ __align__(8) uint16 stage16[256];
   const int i = threadIdx.x % 32 * 8 + threadIdx.x / 32;

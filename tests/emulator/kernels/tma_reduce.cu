@@ -1,8 +1,9 @@
-// Sum tiles of several CTAs into one global tile with TMA reductions: y[r, c] += sum over b of x[b, r, c].
+// Sum tiles of several CTAs into one global tile with TMA reductions: y[r, c] += sum over b of x[b,
+// r, c].
 //
-// Shapes: x [blocks, 16, 32] fp32, y [16, 32] fp32 and z [512] fp32, both zero on entry; grid (blocks).
-// The 2-D reduction goes through a tensor map of y, the 1-D one through a pointer to z (z gets the same
-// sums). Values are small integers, so the order of the sums does not matter.
+// Shapes: x [blocks, 16, 32] fp32, y [16, 32] fp32 and z [512] fp32, both zero on entry; grid
+// (blocks). The 2-D reduction goes through a tensor map of y, the 1-D one through a pointer to z (z
+// gets the same sums). Values are small integers, so the order of the sums does not matter.
 #include "ptx.cuh"
 
 #ifdef BUG_UNALIGNED_COORDINATE
@@ -15,7 +16,8 @@ constexpr int kX = 0, kY = 0;
 constexpr int kRows = 16, kColumns = 32, kCount = kRows * kColumns;
 
 extern "C" __global__ void __launch_bounds__(128)
-    tma_reduce(const float* x, const __grid_constant__ tensor_map_t map_y, float* y, float* z, float* seen) {
+    tma_reduce(const float* x, const __grid_constant__ tensor_map_t map_y, float* y, float* z,
+               float* seen) {
   __shared__ __align__(128) float tile[kCount];
   for (int i = threadIdx.x; i < kCount; i += 128) tile[i] = x[blockIdx.x * kCount + i];
 #ifndef BUG_NO_PROXY_FENCE

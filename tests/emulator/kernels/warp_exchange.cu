@@ -1,4 +1,5 @@
-// Reverse each run of 32 values through shared memory, inside one warp: y[32 i + l] = x[32 i + 31 - l].
+// Reverse each run of 32 values through shared memory, inside one warp: y[32 i + l] = x[32 i + 31 -
+// l].
 //
 // Shapes: x, y [128 * blocks] u32. No CTA barrier: the lanes of a warp exchange values among
 // themselves, which since Volta needs a __syncwarp between the store and the load, and another one
