@@ -55,7 +55,8 @@ def randn(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Ten
 
 def make_weights(kind: torch.dtype, *shape: int, seed: int = 1, halves: int = 1) -> Weights:
     """Random weights; `halves` = 2 quantises gate and up rows apart, each on its own block grid."""
-    w = randn(*shape, seed=seed) * torch.rand(shape[-1]).add(0.1)
+    generator = torch.Generator().manual_seed(seed)
+    w = randn(*shape, seed=seed) * torch.rand(shape[-1], generator=generator).add(0.1)
     if kind != FP8:
         return Weights(w.to(kind), None)
     parts = [quantize_blocks(part) for part in w.chunk(halves, dim=-2)]
