@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 # Roundings to `dtype` alone: half a unit in the last place, relative.
-UNIT_ROUNDOFF = {torch.float32: 2.0**-24, torch.bfloat16: 2.0**-8 / 2, torch.float16: 2.0**-11}
+UNIT_ROUNDOFF = {torch.float32: 2.0**-24, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}
 
 
 def assert_error_within(got: Tensor, want: Tensor, naive: Tensor, factor: float = 2.0) -> None:

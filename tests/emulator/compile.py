@@ -47,7 +47,7 @@ def _with_nvcc(nvcc: str, source: Path, options: Sequence[str], target: Path) ->
 
 def _with_nvrtc(source: Path, options: Sequence[str], target: Path) -> None:
     try:
-        from cupy_backends.cuda.libs import nvrtc  # type: ignore[import-not-found,unused-ignore]
+        from cupy_backends.cuda.libs import nvrtc
 
         nvrtc.getVersion()
     except Exception as error:  # a missing package, library or symbol: each loader has its own

@@ -82,7 +82,7 @@ def run_words(
 def reports_of(body: str, *args: Argument, **options: object) -> tuple[str, ...]:
     """The reports of a body; empty where it is clean."""
     try:
-        run_words(body, *args, **options)  # type: ignore[arg-type]
+        run_words(body, *args, **options)
     except KernelFault as fault:
         return fault.reports
     return ()

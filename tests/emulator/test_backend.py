@@ -69,9 +69,9 @@ def test_tensor_maps_that_the_driver_would_refuse(change: dict[str, object], mes
         "strides_bytes": (64,),
         "box": (4, 4),
     }
-    TensorMap(**fields)  # type: ignore[arg-type]
+    TensorMap(**fields)
     with pytest.raises(LaunchError, match=message):
-        TensorMap(**{**fields, **change})  # type: ignore[arg-type]
+        TensorMap(**{**fields, **change})
 
 
 def test_tensor_map_is_encoded_by_its_device() -> None:

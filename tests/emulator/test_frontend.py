@@ -187,7 +187,7 @@ def test_arguments_are_checked() -> None:
     with pytest.raises(LaunchError, match="expected 8 bytes, got 4"):
         device.launch(function, grid=(1,), block=(32,), args=(np.int32(1),))
     with pytest.raises(LaunchError, match="Buffer, TensorMap, numpy scalar or bytes"):
-        device.launch(function, grid=(1,), block=(32,), args=(1,))  # type: ignore[arg-type]
+        device.launch(function, grid=(1,), block=(32,), args=(1,))
     out = device.empty(1, np.uint32)
     with pytest.raises(LaunchError, match="at most 1024 threads"):
         device.launch(function, grid=(1,), block=(2048,), args=(out,))
