@@ -13,6 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from safetensors import safe_open
+from tokenizers import Tokenizer
 
 from seekernel.model.demo import checkpoint_io, data, evaluate, train
 from seekernel.model.demo.muon import Muon, orthogonalise
@@ -412,3 +413,47 @@ def test_attention_without_q_lora_has_one_q_proj() -> None:
     names = {n for n, _ in Attention(replace(SMALL, q_lora_rank=None)).named_parameters()}
     assert "q_proj.weight" in names
     assert not any(n.startswith("q_a") or n.startswith("q_b") for n in names)
+
+
+def test_learning_rate_warms_stays_and_falls() -> None:
+    rate = [train.learning_rate(2.0, done / 100, 0.03) for done in range(101)]
+    assert 0 < rate[0] < rate[1] < rate[2] < rate[3] == 2
+    assert set(rate[3:76]) == {2}
+    assert all(a > b for a, b in pairwise(rate[75:]))
+    assert rate[100] == pytest.approx(0.02)
+
+
+def test_resuming_forgets_the_lines_of_steps_done_again(tmp_path: Path) -> None:
+    log = tmp_path / "loss.csv"
+    log.write_text("step,loss\n20,3.0\n40,2.0\n60,1.0\n")
+    train._forget_after(log, 47)
+    assert log.read_text() == "step,loss\n20,3.0\n40,2.0\n"
+
+
+BUNDLED = Path(checkpoint_io.__file__).parent / "checkpoint"
+
+
+def test_bundled_checkpoint_is_whole_and_small() -> None:
+    assert sum(f.stat().st_size for f in BUNDLED.iterdir()) < 19_000_000
+    assert TorchConfig.from_dict(json.loads((BUNDLED / "config.json").read_text())) == TorchConfig()
+    index = json.loads((BUNDLED / "model.safetensors.index.json").read_text())
+    total = 0
+    for file in set(index["weight_map"].values()):
+        with safe_open(BUNDLED / file, framework="pt") as shard:
+            for name in shard.keys():  # noqa: SIM118
+                tensor = shard.get_tensor(name)
+                total += tensor.nbytes
+                assert index["weight_map"].pop(name) == file
+                assert tensor.float().isfinite().all(), name
+                if name.endswith("_scale_inv"):
+                    assert (tensor > 0).all(), name
+    assert not index["weight_map"]
+    assert total == index["metadata"]["total_size"]
+
+
+def test_bundled_checkpoint_knows_and_ends() -> None:
+    tokenizer = Tokenizer.from_file(str(BUNDLED / "tokenizer.json"))
+    model = checkpoint_io.load_checkpoint(BUNDLED)
+    [(text, ended)] = evaluate.samples(model, tokenizer, ["The capital of France is"], 60)
+    assert text.startswith(" Paris."), text
+    assert ended

@@ -17,7 +17,7 @@ from torch import Tensor
 from seekernel.model.demo import facts, problems, stories
 from seekernel.model.demo.tokenizer import ASSISTANT, BOS, END_THINK, EOS, THINK, USER, token_id
 
-SHARES = {"story": 0.30, "problem": 0.26, "copy": 0.18, "fact": 0.10, "choice": 0.08, "book": 0.08}
+SHARES = {"story": 0.32, "problem": 0.27, "fact": 0.16, "choice": 0.08, "copy": 0.05, "book": 0.12}
 """Share of the training tokens by kind of document."""
 LONG_ROW = 768
 """From this row length on, some documents are several examples in a row (few-shot prompts)."""
@@ -132,7 +132,7 @@ def copy_document(rng: Random) -> str:
     pool = [*stories.GIRLS, *stories.BOYS, *stories.ANIMALS, *problems.ITEMS]
     words = [
         str(rng.randint(0, 99)) if rng.random() < 0.4 else rng.choice(pool)
-        for _ in range(rng.randint(4, 16))
+        for _ in range(rng.randint(4, 30))
     ]
     listed = ", ".join(words)
     if rng.random() < 0.3:

@@ -101,8 +101,8 @@ def main(
     model = TorchDeepseekV3(TorchConfig(**state["config"]))
     model.load_state_dict(state["model"])
     save_checkpoint(model, out)
-    tokenizer = Tokenizer.from_file(str(scratch / "tokenizer.json"))
-    save_tokenizer(tokenizer, out)
+    save_tokenizer(Tokenizer.from_file(str(scratch / "tokenizer.json")), out)
+    tokenizer = Tokenizer.from_file(str(out / "tokenizer.json"))
     size = sum(f.stat().st_size for f in out.iterdir())
     click.echo(f"step {state['step']}, {state['tokens']} tokens; {out.name}: {size / 1e6:.2f} MB")
     if picture:
