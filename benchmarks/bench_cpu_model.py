@@ -46,11 +46,11 @@ class Worker:
     def _answer(self) -> dict[str, Any]:
         if self._process.stdout is None:
             raise RuntimeError(f"{self.name}: no output pipe")
-        line = self._process.stdout.readline()
-        if not line:
-            raise RuntimeError(f"{self.name}: worker ended with status {self._process.wait()}")
-        answer: dict[str, Any] = json.loads(line)
-        return answer
+        for line in self._process.stdout:
+            if line.startswith("{"):  # an engine may log to standard output while it starts
+                answer: dict[str, Any] = json.loads(line)
+                return answer
+        raise RuntimeError(f"{self.name}: worker ended with status {self._process.wait()}")
 
     def do(self, **command: Any) -> dict[str, Any]:
         if self._process.stdin is None:

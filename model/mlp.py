@@ -54,26 +54,41 @@ class MoE:
             f"{prefix}.gate.e_score_correction_bias", (num_experts,), torch.float32
         )
         names = [f"{prefix}.experts.{expert}" for expert in range(num_experts)]
+        # One shared expert has a routed expert's shape: as one more group that every token goes to,
+        # with weight 1, it needs no launches of its own.
+        self.shared_is_routed = config.n_shared_experts == 1
+        if self.shared_is_routed:
+            names.append(f"{prefix}.shared_experts")
+        self.num_groups = len(names)
         self.experts = Experts(source, names, width, hidden)
         self.shared: DenseMLP | None = None
-        if config.n_shared_experts:
+        if config.n_shared_experts > 1:
             shared_width = width * config.n_shared_experts
             self.shared = DenseMLP(source, f"{prefix}.shared_experts", shared_width, hidden)
 
     def __call__(self, x: Tensor) -> Tensor:
-        config = self.config
-        logits = ops.router_gemm(x, self.gate)
-        weights, ids = ops.moe_gate(
-            logits,
+        weights, ids = self._route(x)
+        plan = ops.moe_plan(ids, self.num_groups)
+        y = self.experts(x, plan.offsets, plan.row_token)
+        shared = None if self.shared is None else self.shared(x)
+        return ops.moe_finalize(y, plan.token_row, weights, shared)
+
+    def _route(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return weights and group ids of each token, [m, num_experts_per_tok (+ 1)]."""
+        config, top_k = self.config, self.config.num_experts_per_tok
+        size = (x.shape[0], top_k + self.shared_is_routed)
+        weights = torch.ones(size, dtype=torch.float32, device=x.device)
+        ids = torch.full(size, config.n_routed_experts, dtype=torch.int32, device=x.device)
+        ops.moe_gate(
+            ops.router_gemm(x, self.gate),
             self.bias,
-            config.num_experts_per_tok,
+            top_k,
             config.n_group,
             config.topk_group,
             scoring_func=config.scoring_func,
             norm_topk_prob=config.norm_topk_prob,
             routed_scaling_factor=config.routed_scaling_factor,
+            weights=weights[:, :top_k],
+            ids=ids[:, :top_k],
         )
-        plan = ops.moe_plan(ids, config.n_routed_experts)
-        y = self.experts(x, plan.offsets, plan.row_token)
-        shared = None if self.shared is None else self.shared(x)
-        return ops.moe_finalize(y, plan.token_row, weights, shared)
+        return weights, ids
