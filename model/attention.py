@@ -32,24 +32,41 @@ class HeadProjection:
 def absorb(config: ModelConfig, kv_b: Linear) -> tuple[HeadProjection, HeadProjection]:
     """Split kv_b_proj into W_UK^T (query to latent) and W_UV (latent to value), one matrix a head.
 
-    Where heads and blocks line up the FP8 codes and scales are kept; else both become float32.
+    Where heads and scale blocks line up the FP8 codes and scales are kept; else both become float32.
     """
     heads, latent = config.num_attention_heads, config.kv_lora_rank
     nope, v = config.qk_nope_head_dim, config.v_head_dim
-    aligned = all(size % BLOCK == 0 for size in (nope, v, latent))
-    scales = None
-    if kv_b.scale is not None and aligned:
-        codes = kv_b.weight.view(torch.uint8).view(heads, nope + v, latent)
-        uk = codes[:, :nope].transpose(1, 2).contiguous().view(kv_b.weight.dtype)
-        uv = codes[:, nope:].contiguous().view(kv_b.weight.dtype)
-        scales = kv_b.scale.view(heads, (nope + v) // BLOCK, latent // BLOCK)
-        uk_scale = scales[:, : nope // BLOCK].transpose(1, 2).contiguous()
-        uv_scale = scales[:, nope // BLOCK :].contiguous()
-        return HeadProjection(uk, uk_scale), HeadProjection(uv, uv_scale)
-    dtype = kv_b.weight.dtype if kv_b.scale is None else torch.float32
-    both = kv_b.dequantized().to(dtype).view(heads, nope + v, latent)
-    uk = both[:, :nope].transpose(1, 2).contiguous()
-    return HeadProjection(uk, None), HeadProjection(both[:, nope:].contiguous(), None)
+    scales = _head_scales(config, kv_b)
+    if scales is None:
+        dtype = kv_b.weight.dtype if kv_b.scale is None else torch.float32
+        both = kv_b.dequantized().to(dtype).view(heads, nope + v, latent)
+        uk = both[:, :nope].transpose(1, 2).contiguous()
+        return HeadProjection(uk, None), HeadProjection(both[:, nope:].contiguous(), None)
+    codes = kv_b.weight.view(torch.uint8).view(heads, nope + v, latent)
+    uk = codes[:, :nope].transpose(1, 2).contiguous().view(kv_b.weight.dtype)
+    uv = codes[:, nope:].contiguous().view(kv_b.weight.dtype)
+    uk_scale, uv_scale = scales
+    return (
+        HeadProjection(uk, uk_scale.transpose(1, 2).contiguous()),
+        HeadProjection(uv, uv_scale.contiguous()),
+    )
+
+
+def _head_scales(config: ModelConfig, kv_b: Linear) -> tuple[Tensor, Tensor] | None:
+    """Return the scales of each head's key and value rows, [h, row blocks, latent / 128] each.
+
+    None if there are none, or if a head's rows share blocks unevenly with other rows.
+    """
+    heads, nope, v = config.num_attention_heads, config.qk_nope_head_dim, config.v_head_dim
+    if kv_b.scale is None or config.kv_lora_rank % BLOCK:
+        return None
+    if nope % BLOCK == 0 and v % BLOCK == 0:
+        per_head = kv_b.scale.view(heads, (nope + v) // BLOCK, -1)
+        return per_head[:, : nope // BLOCK], per_head[:, nope // BLOCK :]
+    if BLOCK % (nope + v) == 0:  # whole heads in one block of rows: they share its scales
+        per_head = kv_b.scale.repeat_interleave(BLOCK // (nope + v), 0)[:heads, None]
+        return per_head, per_head
+    return None
 
 
 class LatentAttention:

@@ -81,8 +81,11 @@ SHAPES = [
         "q_lora_rank": 192, "kv_lora_rank": 256, "qk_nope_head_dim": 128, "qk_rope_head_dim": 64,
         "v_head_dim": 128,
     }, fp8=True),
-    Shape("fp8_blocks_misaligned_heads", {
-        "hidden_size": 256, "qk_nope_head_dim": 64, "v_head_dim": 64, "kv_lora_rank": 128,
+    Shape("fp8_heads_share_blocks", {
+        "hidden_size": 256, "qk_nope_head_dim": 32, "v_head_dim": 32, "kv_lora_rank": 128,
+    }, fp8=True),
+    Shape("fp8_heads_straddle_blocks", {
+        "hidden_size": 256, "qk_nope_head_dim": 48, "v_head_dim": 32, "kv_lora_rank": 128,
     }, fp8=True),
 ]  # fmt: skip
 
