@@ -172,8 +172,85 @@ def moe_rows(m: int) -> Iterator[Row]:
     )
 
 
+def product_rows(m: int) -> Iterator[Row]:
+    """Products that bench_cpu_gemv leaves out: V3's router, absorbed heads, bfloat16 weights."""
+    x, gate = torch.randn(m, 7168), torch.randn(256, 7168).bfloat16()
+    yield Row(
+        "router_gemm",
+        f"{m}x256x7168 bf16 weights",
+        num_bytes(x, gate),
+        lambda: ops.router_gemm(x, gate),
+        lambda: x @ gate.float().t(),
+        reference.router_gemm(x, gate),
+        1e-5,
+    )
+    yield Row(
+        "gemm_nt",
+        f"{m}x256x7168 bf16 weights",
+        num_bytes(x, gate),
+        lambda: ops.gemm_nt(x, gate),
+        lambda: x @ gate.float().t(),
+        reference.gemm_nt(x, gate),
+        1e-5,
+    )
+    heads = 16
+    q, w_uk = torch.randn(heads, m, 128), torch.randn(heads, 512, 128)
+    yield Row(
+        "bmm_nt",
+        f"{heads} heads {m}x512x128",
+        num_bytes(q, w_uk),
+        lambda: ops.bmm_nt(q, w_uk),
+        lambda: torch.bmm(q, w_uk.transpose(1, 2)),
+        reference.bmm_nt(q, w_uk),
+        1e-5,
+    )
+    pairs = [ops.quantize_fp8_128x128(head) for head in w_uk]
+    codes = torch.stack([pair[0].view(torch.uint8) for pair in pairs]).view(torch.float8_e4m3fn)
+    scales = torch.stack([pair[1] for pair in pairs])
+    wide = codes.float() * scales.repeat_interleave(128, 1)[:, :512]
+    yield Row(
+        "fp8_bmm_nt",
+        f"{heads} heads {m}x512x128",
+        num_bytes(q, codes, scales),
+        lambda: ops.fp8_bmm_nt(q, None, codes, scales),
+        lambda: torch.bmm(q, wide.transpose(1, 2)),
+        reference.fp8_bmm_nt(q, None, codes, scales),
+        1e-5,
+    )
+    experts = torch.randn(4, 512, 512)
+    rows, offsets = torch.randn(4 * m, 512), torch.arange(5, dtype=torch.int32) * m
+    yield Row(
+        "grouped_gemm_nt",
+        f"4 experts {m}x512x512 f32",
+        num_bytes(rows, experts),
+        lambda: ops.grouped_gemm_nt(rows, experts, offsets),
+        lambda: torch.bmm(rows.view(4, m, 512), experts.transpose(1, 2)).view(4 * m, 512),
+        reference.grouped_gemm_nt(rows, experts, offsets),
+        1e-5,
+    )
+    angles = torch.rand(m, 32)
+    cos_sin, positions = torch.cat([angles.cos(), angles.sin()], 1), torch.arange(m).int()
+    heads_pe = torch.randn(m, 128, 64)
+
+    def torch_rope() -> Tensor:
+        pairs_ = torch.view_as_complex(heads_pe.clone().view(m, 128, 32, 2))
+        turned = pairs_ * torch.polar(torch.ones_like(angles), angles)[:, None]
+        return torch.view_as_real(turned).flatten(2)
+
+    yield Row(
+        "rope_interleaved",
+        f"{m}x128x64 f32, copy included",
+        2 * num_bytes(heads_pe),
+        lambda: ops.rope_interleaved(heads_pe.clone(), positions, cos_sin),
+        torch_rope,
+        reference.rope_interleaved(heads_pe, positions, cos_sin),
+        1e-5,
+    )
+
+
 def all_rows() -> Iterator[Row]:
     for m in (1, 8, 512):
+        yield from product_rows(m)
         for dtype in (torch.float32, torch.bfloat16):
             yield from norm_rows(m, dtype)
             yield from activation_quantize_rows(m, dtype)
