@@ -20,33 +20,12 @@ class Weights:
     scale: Tensor | None
 
 
-def _pad(x: Tensor, rows: int, columns: int) -> Tensor:
-    return torch.nn.functional.pad(x, (0, columns - x.shape[-1], 0, rows - x.shape[-2]))
-
-
 def quantize_blocks(w: Tensor) -> Weights:
-    """Plain-torch 128x128 block quantisation of the last two dimensions."""
-    n, k = w.shape[-2:]
-    n_blocks, k_blocks = -(-n // 128), -(-k // 128)
-    blocks = _pad(w, n_blocks * 128, k_blocks * 128)
-    blocks = blocks.reshape(*w.shape[:-2], n_blocks, 128, k_blocks, 128)
-    scale = blocks.abs().amax((-3, -1)) / 448
-    scale = torch.where(scale > 0, scale, 1.0)
-    q = (blocks / scale[..., None, :, None]).to(FP8)
-    q = q.flatten(-4, -3).flatten(-2, -1)
-    return Weights(q[..., :n, :k].contiguous(), scale)
-
-
-def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Plain-torch 1x128 quantisation: values, and M-major scales padded to a multiple of 4 rows."""
-    m, k = x.shape
-    k_blocks = -(-k // 128)
-    blocks = _pad(x.float(), m, k_blocks * 128).reshape(m, k_blocks, 128)
-    scale = blocks.abs().amax(-1).clamp_min(1e-4) / 448
-    q = (blocks / scale[..., None]).to(FP8).flatten(-2, -1)[:, :k].contiguous()
-    padded = torch.zeros(k_blocks, -(-m // 4) * 4)
-    padded[:, :m] = scale.t()
-    return q, padded
+    """Block quantisation of the last two dimensions, by the reference."""
+    pairs = [reference.quantize_fp8_128x128(x) for x in w.reshape(-1, *w.shape[-2:])]
+    values = torch.stack([q.view(torch.uint8) for q, _ in pairs]).view(FP8)
+    scale = torch.stack([scale for _, scale in pairs])
+    return Weights(values.view(w.shape), scale.view(*w.shape[:-2], *scale.shape[-2:]))
 
 
 def randn(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from seekernel import reference
+from tests.op_testing import UNIT_ROUNDOFF
 
 F32, BF16 = torch.float32, torch.bfloat16
-UNIT = {F32: 2.0**-24, BF16: 2.0**-8}  # half the gap between neighbours just above 1
 HUGE = 2**31 - 1
 
 
@@ -67,13 +67,13 @@ def attention_bounds(
     by the factor 1 + e, so out by 2 e sum p|v| and lse by e; sums over keys add their own share.
     """
     q, k, v = q.double(), k.double(), v.double()
-    unit = UNIT[F32]
+    unit = UNIT_ROUNDOFF[F32]
     mass, lse = reference.attention(q, k, v.abs(), scale, causal)
     magnitude = torch.einsum("qhd,khd->hqk", q.abs(), k.abs())
     magnitude = magnitude.amax(-1).T if len(k) else torch.zeros_like(lse)
     score = (4 * math.sqrt(q.shape[-1]) + 8) * unit * abs(scale) * magnitude
     keys = (4 * math.sqrt(max(len(k), 1)) + 16) * unit
-    rounding = (1 + 2.0**-7) * UNIT[out_dtype]
+    rounding = (1 + 2.0**-7) * UNIT_ROUNDOFF[out_dtype]
     return Bounds(
         out=mass * (2 * score + keys).unsqueeze(-1) + rounding * mass + 1e-37,
         lse=score + keys + 4 * unit * lse.abs().nan_to_num(0.0, posinf=0.0, neginf=0.0),

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from seekernel import reference
 from seekernel.model import Batch, DeepseekV3ForCausalLM
 
 YARN = {
@@ -123,28 +124,10 @@ def is_quantised(name: str) -> bool:
     return name.endswith(("_proj.weight", "kv_a_proj_with_mqa.weight"))
 
 
-def quantise_block(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Plain-torch 128x128 quantiser: e4m3 codes and float32 multipliers."""
-    n, k = weight.shape
-    rows, columns = -(-n // 128), -(-k // 128)
-    padded = torch.zeros(rows * 128, columns * 128)
-    padded[:n, :k] = weight
-    blocks = padded.view(rows, 128, columns, 128)
-    scale = blocks.abs().amax(dim=(1, 3)).clamp(min=1e-4) / 448
-    codes = (blocks / scale[:, None, :, None]).view(rows * 128, columns * 128)[:n, :k]
-    return codes.contiguous().to(torch.float8_e4m3fn), scale
-
-
-def dequantise_block(codes: Tensor, scale: Tensor) -> Tensor:
-    """Inverse of quantise_block, float32."""
-    wide = scale.repeat_interleave(128, 0).repeat_interleave(128, 1)
-    return codes.float() * wide[: codes.shape[0], : codes.shape[1]]
-
-
 def _quantise_files(folder: Path) -> None:
     tensors = load_file(folder / "model.safetensors")
     for name in [name for name in tensors if is_quantised(name)]:
-        tensors[name], tensors[name + "_scale_inv"] = quantise_block(tensors[name])
+        tensors[name], tensors[name + "_scale_inv"] = reference.quantize_fp8_128x128(tensors[name])
     save_file(tensors, folder / "model.safetensors")
     path = folder / "config.json"
     config = json.loads(path.read_text())
@@ -158,7 +141,8 @@ def _quantise_files(folder: Path) -> None:
 def _dequantised_state(folder: Path, model: Any) -> dict[str, Tensor]:
     tensors = load_file(folder / "model.safetensors")
     for name in [name for name in tensors if is_quantised(name)]:
-        tensors[name] = dequantise_block(tensors[name], tensors.pop(name + "_scale_inv"))
+        scale = tensors.pop(name + "_scale_inv")
+        tensors[name] = reference.dequantize_fp8_128x128(tensors[name], scale, torch.float32)
     state = {}
     for name in model.state_dict():
         if ".experts.gate_up_proj" in name or ".experts.down_proj" in name:

@@ -16,7 +16,6 @@ from tests.gemm_testing import (
     gemm,
     grouped_gemm,
     make_weights,
-    quantize_rows,
     randn,
     reference_bmm,
     reference_gemm,
@@ -74,7 +73,7 @@ def test_gemm(case: Case, kind: torch.dtype, dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_fp8_activations(case: Case) -> None:
-    a, a_scale = quantize_rows(randn(case.m, case.k))
+    a, a_scale = reference.quantize_fp8_1x128(randn(case.m, case.k))
     a_scale[:, case.m :] = float("nan")  # padding rows are nobody's
     w = make_weights(FP8, case.n, case.k)
     assert w.scale is not None
@@ -166,7 +165,7 @@ def poison(dead_rows: Tensor, w: Weights, bounds: list[int]) -> None:
 
 
 def test_grouped_fp8_activations_gathered() -> None:
-    a, a_scale = quantize_rows(randn(5, 300))
+    a, a_scale = reference.quantize_fp8_1x128(randn(5, 300))
     w = make_weights(FP8, 2, 2 * 130, 300, halves=2)
     assert w.scale is not None
     offsets = torch.tensor([0, 3, 12], dtype=torch.int32)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from seekernel import ops
-from tests.gemm_testing import FP8, make_weights, opcheck_fp8, quantize_rows, randn
+from seekernel import ops, reference
+from tests.gemm_testing import FP8, make_weights, opcheck_fp8, randn
 from tests.op_testing import assert_rejects, opcheck
 
 OFFSETS = torch.tensor([0, 2, 3], dtype=torch.int32)
@@ -16,7 +16,9 @@ def test_opcheck() -> None:
     x, a = randn(3, 40), randn(2, 3, 40)
     w, e = make_weights(FP8, 6, 40), make_weights(FP8, 2, 6, 40)
     opcheck_fp8("fp8_gemm_nt", x, None, w.values, w.scale, torch.empty(3, 6))
-    opcheck_fp8("fp8_gemm_nt", *quantize_rows(x), w.values, w.scale, torch.empty(3, 6))
+    opcheck_fp8(
+        "fp8_gemm_nt", *reference.quantize_fp8_1x128(x), w.values, w.scale, torch.empty(3, 6)
+    )
     opcheck_fp8("fp8_bmm_nt", a, None, e.values, e.scale, torch.empty(2, 3, 6))
     opcheck_fp8("fp8_grouped_gemm_nt", x, None, e.values, e.scale, OFFSETS, torch.zeros(3, 6))
     pair = make_weights(FP8, 2, 6, 40, halves=2)
