@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -177,7 +178,9 @@ def test_no_nvcc(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def _script(path: Path, body: str) -> Path:
-    path.write_text(f"#!{sys.executable}\nimport sys\n{body}")
+    """An executable Python script; through sh, since a shebang cannot name a path with a space."""
+    code = shlex.quote(f"import sys\n{body}")
+    path.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -c {code} "$@"\n')
     path.chmod(0o755)
     return path
 
