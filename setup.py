@@ -80,6 +80,12 @@ def probe_toolkit() -> CudaToolkit | str:
     return f"libcudart_static.a not found under {top}"
 
 
+def depfile_inputs(text: str) -> list[str]:
+    """The files that a make rule as compilers write it depends on."""
+    listed = text.split(": ", 1)[1].replace("\\\n", " ")
+    return [name.replace("\\ ", " ") for name in re.split(r"(?<!\\)\s+", listed) if name]
+
+
 class Build(BuildExtension):
     """BuildExtension that also compiles csrc/host/*.cu; no torch CUDA headers are needed for that."""
 
@@ -103,16 +109,19 @@ class Build(BuildExtension):
 
     def compile_cuda(self, nvcc: str, source: Path) -> Path:
         target = Path(self.build_temp).resolve() / source.relative_to(ROOT).with_suffix(".cu.o")
-        inputs = [source, Path(__file__)]
-        inputs += [path for kind in ("*.h", "*.cuh") for path in (ROOT / "csrc").rglob(kind)]
-        if target.exists() and target.stat().st_mtime > max(p.stat().st_mtime for p in inputs):
-            return target
+        depfile = target.with_suffix(".d")
+        if target.exists() and depfile.exists():
+            inputs = [Path(__file__), *(ROOT / name for name in depfile_inputs(depfile.read_text()))]
+            built = target.stat().st_mtime
+            if all(path.exists() and path.stat().st_mtime < built for path in inputs):
+                return target
         target.parent.mkdir(parents=True, exist_ok=True)
         flags = ["-std=c++20", "-O3", "-lineinfo", "-Werror", "all-warnings", "-DUSE_CUDA"]
         flags += [COMMON_FLAGS[0], CUDA_ARCH, "-Xcompiler", "-fPIC,-fvisibility=hidden"]
         folders = ["csrc/include", *self.extensions[0].include_dirs]
         command = [nvcc, *flags, *(f"-I{os.path.relpath(path, ROOT)}" for path in folders)]
         # Relative to ROOT, because nvcc splits what it hands on at the spaces and commas of a path.
+        command += ["-MMD", "-MF", str(depfile)]
         command += ["-c", str(source.relative_to(ROOT)), "-o", str(target)]
         if subprocess.run(command, cwd=ROOT).returncode != 0:
             raise SystemExit(f"{nvcc} failed on {source}; SEEKERNEL_CUDA=0 builds without CUDA")
@@ -129,7 +138,9 @@ def packages() -> list[str]:
 
 def extension() -> CppExtension:
     sources = [
-        path for folder in ("host", "cpu") for path in (ROOT / "csrc" / folder).glob("*.cpp")
+        path
+        for folder in ("host", "cpu", "driver", "heuristics")
+        for path in (ROOT / "csrc" / folder).glob("*.cpp")
     ]
     ext = CppExtension(
         "seekernel._C",
@@ -152,7 +163,9 @@ def jit_extension() -> Extension:
     import pybind11
 
     sources = [
-        path for folder in ("jit", "heuristics") for path in (ROOT / "csrc" / folder).glob("*.cpp")
+        path
+        for folder in ("jit", "driver", "heuristics")
+        for path in (ROOT / "csrc" / folder).glob("*.cpp")
     ]
     ext = Extension(
         "seekernel._jit",

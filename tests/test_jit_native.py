@@ -91,8 +91,8 @@ def test_our_declarations_are_those_of_cuda_h(tmp_path: Path) -> None:
     source.write_text("""
 #include <cuda.h>
 #include <cstddef>
-#include "jit/driver.h"
-using namespace seekernel::jit;
+#include "driver/driver.h"
+using namespace seekernel::cu;
 static_assert(sizeof(LaunchConfig) == sizeof(CUlaunchConfig));
 static_assert(offsetof(LaunchConfig, block) == offsetof(CUlaunchConfig, blockDimX));
 static_assert(offsetof(LaunchConfig, shared_bytes) == offsetof(CUlaunchConfig, sharedMemBytes));
@@ -101,8 +101,8 @@ static_assert(offsetof(LaunchConfig, attributes) == offsetof(CUlaunchConfig, att
 static_assert(offsetof(LaunchConfig, num_attributes) == offsetof(CUlaunchConfig, numAttrs));
 static_assert(sizeof(LaunchAttribute) == sizeof(CUlaunchAttribute));
 static_assert(offsetof(LaunchAttribute, value) == offsetof(CUlaunchAttribute, value));
-static_assert(sizeof(seekernel::jit::CUtensorMap) == sizeof(::CUtensorMap));
-static_assert(alignof(seekernel::jit::CUtensorMap) >= alignof(::CUtensorMap));
+static_assert(sizeof(seekernel::cu::CUtensorMap) == sizeof(::CUtensorMap));
+static_assert(alignof(seekernel::cu::CUtensorMap) >= alignof(::CUtensorMap));
 static_assert(kClusterDimension == (int)CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION);
 static_assert(kProgrammaticStreamSerialization ==
               (int)CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION);
@@ -110,6 +110,10 @@ static_assert(kLocalBytes == (int)CU_FUNC_ATTRIBUTE_LOCAL_SIZE_BYTES);
 static_assert(kNumRegisters == (int)CU_FUNC_ATTRIBUTE_NUM_REGS);
 static_assert(kMaxDynamicSharedBytes == (int)CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES);
 static_assert((int)ElementType::kUint8 == (int)CU_TENSOR_MAP_DATA_TYPE_UINT8);
+static_assert((int)ElementType::kUint16 == (int)CU_TENSOR_MAP_DATA_TYPE_UINT16);
+static_assert((int)ElementType::kInt32 == (int)CU_TENSOR_MAP_DATA_TYPE_INT32);
+static_assert((int)ElementType::kFloat16 == (int)CU_TENSOR_MAP_DATA_TYPE_FLOAT16);
+static_assert((int)L2Promotion::k128 == (int)CU_TENSOR_MAP_L2_PROMOTION_L2_128B);
 static_assert((int)ElementType::kFloat32 == (int)CU_TENSOR_MAP_DATA_TYPE_FLOAT32);
 static_assert((int)ElementType::kBfloat16 == (int)CU_TENSOR_MAP_DATA_TYPE_BFLOAT16);
 static_assert((int)Swizzle::k32 == (int)CU_TENSOR_MAP_SWIZZLE_32B);

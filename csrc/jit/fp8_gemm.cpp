@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <stdexcept>
 
-#include "jit/tensor_map.h"
+#include "driver/tensor_map.h"
 
 namespace seekernel::jit {
 namespace {
@@ -14,20 +14,6 @@ void require(bool condition, const char* name, const char* expected, int64_t got
   if (condition) return;
   throw std::invalid_argument(std::string("fp8_gemm_nt: ") + name + ": expected " + expected +
                               ", got " + std::to_string(got));
-}
-
-TensorMap2d tile(uint64_t address, ElementType element, int64_t columns, int64_t rows,
-                 int64_t stride_bytes, int box_columns, int box_rows, Swizzle swizzle) {
-  TensorMap2d map;
-  map.address = address;
-  map.dims[0] = static_cast<uint64_t>(columns);
-  map.dims[1] = static_cast<uint64_t>(rows);
-  map.stride_bytes = static_cast<uint64_t>(stride_bytes);
-  map.box[0] = static_cast<uint32_t>(box_columns);
-  map.box[1] = static_cast<uint32_t>(box_rows);
-  map.element = element;
-  map.swizzle = swizzle;
-  return map;
 }
 
 }  // namespace
@@ -59,16 +45,16 @@ void fp8_gemm_nt(const Fp8GemmNt& p, const heuristics::GemmConfig& config, uintp
   TensorMapCache& maps = tensor_maps();
   const int slab = std::min(config.block_n, 64);
   const Swizzle swizzle_d = slab == 64 ? Swizzle::k128 : slab == 32 ? Swizzle::k64 : Swizzle::k32;
-  TensorMap2d weights =
-      tile(p.b, ElementType::kUint8, p.k, p.n, p.b_stride, kBlockK, config.block_n, Swizzle::k128);
+  TensorMap weights =
+      matrix_map(p.b, ElementType::kUint8, p.k, p.n, p.b_stride, kBlockK, config.block_n, Swizzle::k128);
   weights.l2_promotion = L2Promotion::k256;
   CUtensorMap map_a = maps.get(
-      tile(p.a, ElementType::kUint8, p.k, p.m, p.a_stride, kBlockK, config.block_m, Swizzle::k128));
+      matrix_map(p.a, ElementType::kUint8, p.k, p.m, p.a_stride, kBlockK, config.block_m, Swizzle::k128));
   CUtensorMap map_b = maps.get(weights);
-  CUtensorMap map_sfa = maps.get(tile(p.sfa, ElementType::kFloat32, p.m, p.k / kBlockK,
+  CUtensorMap map_sfa = maps.get(matrix_map(p.sfa, ElementType::kFloat32, p.m, p.k / kBlockK,
                                       p.sfa_stride * 4, config.block_m, 1, Swizzle::kNone));
   CUtensorMap map_d =
-      maps.get(tile(p.d, ElementType::kBfloat16, p.n, p.m, p.d_stride * 2, slab, 64, swizzle_d));
+      maps.get(matrix_map(p.d, ElementType::kBfloat16, p.n, p.m, p.d_stride * 2, slab, 64, swizzle_d));
   uint64_t sfb = p.sfb;
   int k = static_cast<int>(p.k);
   void* parameters[] = {&map_a, &map_b, &map_sfa, &map_d, &sfb, &k};

@@ -6,9 +6,11 @@
 #include <string>
 #include <string_view>
 
-#include "jit/driver.h"
+#include "driver/driver.h"
 
 namespace seekernel::jit {
+
+using namespace cu;  // the driver is this folder's vocabulary
 
 struct KernelTraits {
   unsigned num_threads = 0;

@@ -7,7 +7,7 @@
 #include "jit/fp8_gemm.h"
 #include "jit/null_driver.h"
 #include "jit/registry.h"
-#include "jit/tensor_map.h"
+#include "driver/tensor_map.h"
 
 namespace py = pybind11;
 namespace seekernel::jit {

@@ -4,9 +4,11 @@
 
 #include <vector>
 
-#include "jit/driver.h"
+#include "driver/driver.h"
 
 namespace seekernel::jit {
+
+using namespace cu;  // the driver is this folder's vocabulary
 
 struct LastLaunch {
   LaunchConfig config;

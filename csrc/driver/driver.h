@@ -9,7 +9,7 @@
 #include <cstdint>
 #include <string>
 
-namespace seekernel::jit {
+namespace seekernel::cu {
 
 using CUresult = int;
 using CUdevice = int;
@@ -49,9 +49,9 @@ enum FunctionAttribute : int {
   kMaxDynamicSharedBytes = 8,
 };
 
-enum class ElementType : int { kUint8 = 0, kFloat32 = 7, kBfloat16 = 9 };
+enum class ElementType : int { kUint8 = 0, kUint16 = 1, kInt32 = 4, kFloat16 = 6, kFloat32 = 7, kBfloat16 = 9 };
 enum class Swizzle : int { kNone = 0, k32 = 1, k64 = 2, k128 = 3 };
-enum class L2Promotion : int { kNone = 0, k256 = 3 };
+enum class L2Promotion : int { kNone = 0, k128 = 2, k256 = 3 };
 
 // Entry points under the driver's names without their prefix. All are set, or none.
 struct Driver {
@@ -84,10 +84,10 @@ const Driver& driver();
 // Whether driver() would succeed; never throws. `reason` gets the message otherwise.
 bool driver_available(std::string* reason = nullptr);
 
-// Replaces the driver by functions that do nothing but note the last launch (null_driver.cpp).
+// Replaces the driver by another table, such as the null driver of seekernel._jit.
 void set_driver(const Driver* replacement);
 
 // Throws std::runtime_error: what was called, the driver's name for the error.
 void check(CUresult result, const char* call);
 
-}  // namespace seekernel::jit
+}  // namespace seekernel::cu

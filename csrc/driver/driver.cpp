@@ -1,4 +1,4 @@
-#include "jit/driver.h"
+#include "driver/driver.h"
 
 #include <dlfcn.h>
 
@@ -6,7 +6,7 @@
 #include <mutex>
 #include <stdexcept>
 
-namespace seekernel::jit {
+namespace seekernel::cu {
 namespace {
 
 template <typename Function>
@@ -80,4 +80,4 @@ void check(CUresult result, const char* call) {
                            std::to_string(result) + ")");
 }
 
-}  // namespace seekernel::jit
+}  // namespace seekernel::cu

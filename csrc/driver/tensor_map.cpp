@@ -1,15 +1,15 @@
-#include "jit/tensor_map.h"
+#include "driver/tensor_map.h"
 
-namespace seekernel::jit {
+namespace seekernel::cu {
 namespace {
 
-CUtensorMap encode(const TensorMap2d& description) {
+CUtensorMap encode(const TensorMap& description) {
   CUtensorMap map;
-  const uint32_t element_strides[2] = {1, 1};
+  constexpr uint32_t element_strides[TensorMap::kMaxRank] = {1, 1, 1, 1, 1};
   check(driver().TensorMapEncodeTiled(
-            &map, static_cast<int>(description.element), 2,
+            &map, static_cast<int>(description.element), description.rank,
             reinterpret_cast<void*>(description.address), description.dims,
-            &description.stride_bytes, description.box, element_strides, /*interleave=*/0,
+            description.strides_bytes, description.box, element_strides, /*interleave=*/0,
             static_cast<int>(description.swizzle), static_cast<int>(description.l2_promotion),
             /*oob_fill: zeros*/ 0),
         "cuTensorMapEncodeTiled");
@@ -18,7 +18,22 @@ CUtensorMap encode(const TensorMap2d& description) {
 
 }  // namespace
 
-size_t TensorMapCache::Hash::operator()(const TensorMap2d& description) const {
+TensorMap matrix_map(uint64_t address, ElementType element, int64_t columns, int64_t rows,
+                     int64_t stride_bytes, int box_columns, int box_rows, Swizzle swizzle) {
+  TensorMap map;
+  map.address = address;
+  map.dims[0] = static_cast<uint64_t>(columns);
+  map.dims[1] = static_cast<uint64_t>(rows);
+  map.strides_bytes[0] = static_cast<uint64_t>(stride_bytes);
+  map.box[0] = static_cast<uint32_t>(box_columns);
+  map.box[1] = static_cast<uint32_t>(box_rows);
+  map.rank = 2;
+  map.element = element;
+  map.swizzle = swizzle;
+  return map;
+}
+
+size_t TensorMapCache::Hash::operator()(const TensorMap& description) const {
   uint64_t words[sizeof description / 8], hash = 0x9E3779B97F4A7C15;
   std::memcpy(words, &description, sizeof words);
   for (uint64_t word : words) {
@@ -28,7 +43,7 @@ size_t TensorMapCache::Hash::operator()(const TensorMap2d& description) const {
   return hash;
 }
 
-CUtensorMap TensorMapCache::get(const TensorMap2d& description) {
+CUtensorMap TensorMapCache::get(const TensorMap& description) {
   const std::lock_guard lock(mutex_);
   const auto found = maps_.find(description);
   if (found != maps_.end()) return found->second;
@@ -54,4 +69,4 @@ TensorMapCache& tensor_maps() {
   return cache;
 }
 
-}  // namespace seekernel::jit
+}  // namespace seekernel::cu
