@@ -1,11 +1,11 @@
 """Runs one test body of a device kernel on the emulator, in every schedule, and on a Hopper GPU where there is one.
 
-    @pytest.mark.parametrize("backend", BACKENDS)
-    def test_scale(backend: str) -> None:
-        kernel = build("seekernel/fused/scale.cuh", "scale<float>")
-        for device in devices(backend):
-            ...
-            device.launch(kernel.on(device), grid=(4,), block=(128,), args=(x, y, np.int32(n)))
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_scale(backend: str) -> None:
+    kernel = build("seekernel/fused/scale.cuh", "scale<float>")
+    for device in devices(backend):
+        ...
+        device.launch(kernel.on(device), grid=(4,), block=(128,), args=(x, y, np.int32(n)))
 """
 
 from __future__ import annotations

@@ -49,7 +49,14 @@ enum FunctionAttribute : int {
   kMaxDynamicSharedBytes = 8,
 };
 
-enum class ElementType : int { kUint8 = 0, kUint16 = 1, kInt32 = 4, kFloat16 = 6, kFloat32 = 7, kBfloat16 = 9 };
+enum class ElementType : int {
+  kUint8 = 0,
+  kUint16 = 1,
+  kInt32 = 4,
+  kFloat16 = 6,
+  kFloat32 = 7,
+  kBfloat16 = 9
+};
 enum class Swizzle : int { kNone = 0, k32 = 1, k64 = 2, k128 = 3 };
 enum class L2Promotion : int { kNone = 0, k128 = 2, k256 = 3 };
 

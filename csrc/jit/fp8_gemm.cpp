@@ -45,16 +45,16 @@ void fp8_gemm_nt(const Fp8GemmNt& p, const heuristics::GemmConfig& config, uintp
   TensorMapCache& maps = tensor_maps();
   const int slab = std::min(config.block_n, 64);
   const Swizzle swizzle_d = slab == 64 ? Swizzle::k128 : slab == 32 ? Swizzle::k64 : Swizzle::k32;
-  TensorMap weights =
-      matrix_map(p.b, ElementType::kUint8, p.k, p.n, p.b_stride, kBlockK, config.block_n, Swizzle::k128);
+  TensorMap weights = matrix_map(p.b, ElementType::kUint8, p.k, p.n, p.b_stride, kBlockK,
+                                 config.block_n, Swizzle::k128);
   weights.l2_promotion = L2Promotion::k256;
-  CUtensorMap map_a = maps.get(
-      matrix_map(p.a, ElementType::kUint8, p.k, p.m, p.a_stride, kBlockK, config.block_m, Swizzle::k128));
+  CUtensorMap map_a = maps.get(matrix_map(p.a, ElementType::kUint8, p.k, p.m, p.a_stride, kBlockK,
+                                          config.block_m, Swizzle::k128));
   CUtensorMap map_b = maps.get(weights);
   CUtensorMap map_sfa = maps.get(matrix_map(p.sfa, ElementType::kFloat32, p.m, p.k / kBlockK,
-                                      p.sfa_stride * 4, config.block_m, 1, Swizzle::kNone));
-  CUtensorMap map_d =
-      maps.get(matrix_map(p.d, ElementType::kBfloat16, p.n, p.m, p.d_stride * 2, slab, 64, swizzle_d));
+                                            p.sfa_stride * 4, config.block_m, 1, Swizzle::kNone));
+  CUtensorMap map_d = maps.get(
+      matrix_map(p.d, ElementType::kBfloat16, p.n, p.m, p.d_stride * 2, slab, 64, swizzle_d));
   uint64_t sfb = p.sfb;
   int k = static_cast<int>(p.k);
   void* parameters[] = {&map_a, &map_b, &map_sfa, &map_d, &sfb, &k};

@@ -3,11 +3,11 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include "driver/tensor_map.h"
 #include "heuristics/gemm.h"
 #include "jit/fp8_gemm.h"
 #include "jit/null_driver.h"
 #include "jit/registry.h"
-#include "driver/tensor_map.h"
 
 namespace py = pybind11;
 namespace seekernel::jit {
