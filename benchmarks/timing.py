@@ -159,7 +159,6 @@ def roofs(device_type: str) -> Roofs:
     source, target = torch.ones(size, device=device), torch.empty(size, device=device)
     copy = measure({"copy": [lambda: target.copy_(source)]}, device, rounds=7, target_us=2e4)
     bytes_per_us = 8 * size / copy["copy"].median_us
-    del source, target
     n = 8192 if on_gpu else 1024
     dtype = torch.bfloat16 if on_gpu else torch.float32
     a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))

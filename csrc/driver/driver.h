@@ -52,7 +52,7 @@ enum FunctionAttribute : int {
 enum class ElementType : int {
   kUint8 = 0,
   kUint16 = 1,
-  kInt32 = 4,
+  kInt32 = 3,
   kFloat16 = 6,
   kFloat32 = 7,
   kBfloat16 = 9
