@@ -12,6 +12,7 @@ import pytest
 from numpy.typing import NDArray
 
 from tests.emulator.compile import CompilerMissing, compile_ptx
+from tests.emulator.launch import Buffer
 from tests.kernel_testing import BACKENDS, HEADERS, devices
 from tests.tile_testing import KINDS, Source
 
@@ -58,11 +59,12 @@ def _walk(
     room, num_warps = 400, 2
     for device in devices(backend):
         out = device.buffer(np.full((NUM_CTAS, num_warps, room, 5), -7, np.int32))
+        keep: list[Buffer] = []
         device.launch(
             device.load(_ptx(source.kind, edit)).function("list_tiles"),
             grid=(NUM_CTAS,),
             block=(32 * num_warps,),
-            args=(source.pack(device), np.int32(num_n), np.int32(room), out),
+            args=(source.pack(device, keep), np.int32(num_n), np.int32(room), out),
         )
         lists = out.numpy()
         assert np.array_equal(lists[:, 0], lists[:, 1]), "two warps disagree"
@@ -117,10 +119,10 @@ def test_tiles_that_run_together_share_operands() -> None:
     """In bands of eight row blocks, 64 tiles at a time touch 8 + 8 blocks instead of 1 + 64."""
     tiles = _walk(SOURCES["dense, m bands"], 17)
     order = [tiles[i % NUM_CTAS][i // NUM_CTAS] for i in range(64)]
-    assert len({t[0] for t in order}) == 8 and len({t[2] for t in order}) == 8
+    assert (len({t[0] for t in order}), len({t[2] for t in order})) == (8, 8)
     tiles = _walk(SOURCES["dense, n bands"], 17)
     order = [tiles[i % NUM_CTAS][i // NUM_CTAS] for i in range(64)]
-    assert len({t[0] for t in order}) == 8 and len({t[2] for t in order}) == 8
+    assert (len({t[0] for t in order}), len({t[2] for t in order})) == (8, 8)
 
 
 PLANTED = {

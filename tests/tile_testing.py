@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tests.emulator.launch import Device
+from tests.emulator.launch import Buffer, Device
 
 Array = NDArray[Any]
 KINDS = {"dense": 0, "batched": 1, "offsets": 2, "contiguous": 3, "masked": 4, "tile_map": 5}
@@ -65,8 +65,9 @@ class Source:
             for row in range(int(begin), int(end), block)
         ]
 
-    def pack(self, device: Device) -> bytes:
-        """The kernel's parameter; group lists go to the device with int32 entries unless they are int64 offsets."""
+    def pack(self, device: Device, keep: list[Buffer]) -> bytes:
+        """The kernel's parameter. The group list goes to the device, with int32 entries unless it is of
+        int64 offsets; `keep` takes the buffers, which must outlive the launch."""
         address = count_address = 0
         num_groups, m, offset_bytes = self.num_groups, self.m, 0
         if self.groups is not None:
@@ -80,8 +81,10 @@ class Source:
                 table = np.full((len(blocks) + 3, 4), 1 << 30, np.int32)  # rows that do not count
                 for i, (row, rows, _, group) in enumerate(blocks):
                     table[i] = (group, row, rows, 0)
-                count_address = device.buffer(np.array([len(blocks)], np.int32)).address
-            address = device.buffer(table).address
+                keep.append(device.buffer(np.array([len(blocks)], np.int32)))
+                count_address = keep[-1].address
+            keep.append(device.buffer(table))
+            address = keep[-1].address
         return struct.pack(
             "<QQ6i", address, count_address, m, num_groups, offset_bytes, self.band, self.band_n, 0
         )

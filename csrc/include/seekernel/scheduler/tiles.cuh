@@ -43,24 +43,9 @@
 #pragma once
 
 #include <seekernel/ptx/types.cuh>
+#include <seekernel/scheduler/tile_source.cuh>
 
 namespace seekernel {
-
-namespace tile_kind {
-constexpr int dense = 0, batched = 1, offsets = 2, contiguous = 3, masked = 4, tile_map = 5;
-}  // namespace tile_kind
-
-// A kernel parameter: 40 bytes, the same on the host.
-struct tile_source_t {
-  const void* groups;
-  const int32_t* num_tiles;
-  int32_t m;  // rows: of the matrix, of a batch, of m_indices, of a masked group's memory
-  int32_t num_groups;
-  int32_t offset_bytes;  // 4 or 8
-  int32_t band;          // at least 1
-  int32_t band_n;        // 0, or 1: bands of column blocks
-  int32_t reserved;
-};
 
 struct tile_t {
   int row;      // first row, in the matrix `batch` of A and D
