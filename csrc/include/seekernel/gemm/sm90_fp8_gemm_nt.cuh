@@ -2,7 +2,56 @@
 //
 //   D[i, j] = sum over blocks b of 128 of K: sfa[b, i] * sfb[j / 128, b] * (A_b[i] . B_b[j])
 //
-// TODO
+// Dense, batched or grouped: which rows of A meet which matrix of B is scheduler/tiles.cuh's
+// matter. Outputs: bf16 or fp32, each row multiplied by row_weight[i] if that is given; or, where
+// the rows of B are [gate (n / 2) | up (n / 2)], e4m3(silu(gate) * up / s) with s = max(amax, 1e-4)
+// / 448 per row and 128 columns (kOutput swiglu_e4m3; n is a multiple of 256).
+//
+// Shapes: A [batches, rows, k] e4m3, sfa [batches, k/128, >= rows] fp32, M-major; B [groups, n, k]
+//   e4m3, sfb [groups, ceil(n/128), k/128] fp32; D [batches, rows, n] (swiglu: n/2 columns of e4m3,
+//   and sfd [n/256, >= rows] fp32). batches is 1 but for the kinds batched and masked. k is a
+//   multiple of 128, n of 8, rows anything. Rows of no group are read as neighbours of others and
+//   never matter: they may hold NaN; nothing of D outside the groups' rows is written.
+//
+// What the host gives (csrc/heuristics/gemm.h: resources(), num_ctas(), raster()):
+//   grid     num_ctas() CTAs in x, a multiple of the cluster; persistent, each walks its tiles
+//   block    kThreads; cluster kCluster in x; shared memory Plan::kBytes; PDL allowed
+//   map_a    bytes [k, rows, batches], box [128, BLOCK_M, 1] (half the rows if kMulticast is a),
+//            swizzle 128B; rows is m for dense and batched, else all that the memory has
+//   map_b    bytes [k, n, groups], box [128, BLOCK_N, 1] (half the rows if kMulticast is b),
+//            swizzle 128B
+//   map_sfa  fp32 [rows, k/128, batches], box [min(BLOCK_M, 128) + 4, 1, 1], no swizzle; the stride
+//            of a K block is a multiple of 16 bytes
+//   map_d    bf16, or bytes for e4m3, [columns, rows, batches], box [kSlab, 16, 1], swizzled by the
+//            box's row of 128, 64 or 32 bytes; rows is m for dense and batched, which clips the
+//            last tile, else all
+//   args     sm90_fp8_gemm_nt_args.cuh
+//   map_a and map_sfa are not read if kGather, map_d is not if fp32. n > 0, k >= 128, and m > 0
+//   where the kind has it: an empty problem is not launched.
+// Roles: one warp of warpgroup 0 drives TMA (kGather: all of warpgroup 0 fetches rows of A by
+// cp.async);
+//   the one or two warpgroups behind it (BLOCK_M 64, or 128 and 256) own 64 or 128 rows of the tile
+//   each.
+// Shared memory (Plan): kStages x (A, B, sfa) as the ring; D in pieces of 16 rows, one a warp and
+// 64
+//   rows; barriers. A, B and D are swizzled by 128 B and start at multiples of 1024.
+// Protocol: full[s] takes one arrival and the bytes of A, B and sfa (kGather: 128 more arrivals,
+// once a
+//   thread's copies have landed and are fenced); empty[s] takes one arrival per consumer warp, of
+//   both CTAs in a cluster, once it has read the scales and the wgmma that read A and B have
+//   finished. The ring runs through from tile to tile; warps of a warpgroup share nothing else, so
+//   there is no named barrier in the kernel.
+// Multicast: two CTAs take neighbouring tiles of a row (kMulticast a) or column of tiles (b); each
+//   fetches half of the operand that they share for both.
+// Numerics: the tensor cores keep about 14 bits of a sum, so each 128 of K is summed there from
+// zero and
+//   promoted into fp32 registers, in the order of K: the bits depend on neither tile nor timing.
+//   BLOCK_M 64 and 128: two banks of partial sums, block b + 1 is multiplied while block b is
+//   promoted, and the next tile's first block while this tile is rounded and stored. BLOCK_M 256
+//   and swiglu: two products per stage and one bank; one warpgroup multiplies while the other
+//   promotes or stores.
+// PDL: dense and batched fetch the first stages of B before griddepcontrol.wait: weights are
+// constants. Bound: README.md in this folder.
 #pragma once
 
 #include <seekernel/gemm/sm90_fp8_gemm_nt_consumer.cuh>

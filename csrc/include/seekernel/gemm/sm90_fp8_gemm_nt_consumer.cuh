@@ -3,6 +3,7 @@
 
 #include <seekernel/gemm/sm90_fp8_gemm_nt_epilogue.cuh>
 #include <seekernel/ptx/mbarrier.cuh>
+#include <seekernel/ptx/mbarrier_remote.cuh>
 #include <seekernel/ptx/shared_memory.cuh>
 #include <seekernel/ptx/wgmma.cuh>
 #include <seekernel/scheduler/tiles.cuh>
@@ -80,7 +81,7 @@ struct Consumer {
     if constexpr (Config::kCluster == 1) {
       if (lane == 0) ptx::mbarrier_arrive(empty);
     } else {
-      if (lane < Config::kCluster) ptx::mbarrier_arrive_cluster(ptx::mapa(empty, lane));
+      if (lane < Config::kCluster) ptx::mbarrier_arrive_remote(ptx::mapa(empty, lane));
     }
   }
 
