@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ml_dtypes
@@ -23,7 +23,9 @@ SHARED_BYTES = 232448
 """Most dynamic shared memory of one CTA on sm_90."""
 KINDS = ("dense", "batched", "offsets", "contiguous", "masked", "tile_map")
 GUARD = 64
-"""Rows of D before and behind the real ones that must stay as they were."""
+"""Rows before and behind those of D."""
+UNTOUCHED = 0xA5
+"""Every byte around D, and of D before it is written."""
 
 
 def ceil_div(a: int, b: int) -> int:
@@ -64,7 +66,7 @@ class Config:
         return 1024 + num_stages * stage + out
 
 
-@dataclass
+@dataclass(frozen=True)
 class Problem:
     """Operands; rows of A that no group uses hold NaN, and so do their scales.
 
@@ -73,7 +75,7 @@ class Problem:
         sfa: [matrices, k / 128, padded rows of a matrix] float32.
         b: [groups, n, k] e4m3; sfb: [groups, ceil(n / 128), k / 128] float32.
         used: [rows] group of each row or -1.
-        source: bytes of tile_source_t's device arrays by name.
+        matrix_rows, groups, num_tiles, offset_bytes: for tile_source_t.
     """
 
     a: Array
@@ -85,7 +87,7 @@ class Problem:
     groups: Array | None = None
     num_tiles: Array | None = None
     row_weight: Array | None = None
-    fields: dict[str, int] = field(default_factory=dict)
+    offset_bytes: int = 4
 
     @property
     def n(self) -> int:
@@ -199,7 +201,7 @@ def make_problem(
         groups,
         num_tiles,
         weight,
-        {"offset_bytes": offset_bytes},
+        offset_bytes,
     )
 
 
@@ -210,37 +212,41 @@ def byte_map(buffer: Buffer, rows: int, k: int, box_rows: int) -> TensorMap:
     )
 
 
-def swap_ab_args(
+def pack_args(
     device: Device,
     problem: Problem,
+    *,
     d: int,
     d_stride: int,
-    *,
     block_rows: int,
     num_stages: int,
-    band: int = 8,
     d_scale: int = 0,
     d_scale_stride: int = 0,
-    row_token: Buffer | None = None,
+    row_token: int = 0,
+    sfa: tuple[int, int] | None = None,
 ) -> bytes:
-    """The bytes of swap_ab_args_t; every array of `problem` but A and B goes to the device."""
+    """swap_ab_args_t; every array of `problem` but A and B goes to the device.
+
+    Args:
+        d, d_scale, row_token: device addresses. sfa: address and stride instead of the problem's.
+    """
 
     def address(array: Array | None) -> int:
         return 0 if array is None else device.buffer(array).address
 
-    num_matrices = problem.sfa.shape[0]
-    stride = problem.sfa.shape[2]
+    matrices, blocks, stride = problem.sfa.shape
+    sfa_address, sfa_stride = sfa or (address(problem.sfa), stride)
     return struct.pack(
-        "<QqqQQqQqQQ4i" + "QQ6i",
-        address(problem.sfa),
-        stride,
-        stride * problem.sfa.shape[1] if num_matrices > 1 else 0,
+        "<QqqQQqQqQQ4iQQ6i",
+        sfa_address,
+        sfa_stride,
+        sfa_stride * blocks if matrices > 1 else 0,
         address(problem.sfb),
         d,
         d_stride,
         d_scale,
         d_scale_stride,
-        0 if row_token is None else row_token.address,
+        row_token,
         address(problem.row_weight),
         problem.n,
         problem.k,
@@ -250,75 +256,107 @@ def swap_ab_args(
         address(problem.num_tiles),
         problem.matrix_rows,
         problem.b.shape[0],
-        problem.fields["offset_bytes"],
-        band,
+        problem.offset_bytes,
+        8,
         0,
         block_rows,
     )
 
 
-def run_swap_ab(
-    device: Device,
-    kernel: BuiltKernel,
-    config: Config,
-    problem: Problem,
-    *,
-    block_rows: int,
-    num_stages: int = 4,
-    splits: int = 1,
-    ctas: int = 3,
-    pdl: bool = True,
-) -> Array:
-    """Launch, check the guard bytes around D and the rows nobody owns, return D [rows, n].
+class SwapAb:
+    """One launch of sm90_fp8_gemm_nt_swap_ab with its buffers; D stands amid guard bytes.
 
     Args:
         ctas: of a persistent grid (splits 1); a split grid is as large as it must be.
+        surplus_clusters: more than it must be.
+        sfa: device address and stride of scales to use instead of the problem's.
     """
-    rows, n = problem.a.shape[0], problem.n
-    margin = 8
-    image = np.full((rows + 2 * GUARD, n + margin), 0, config.dtype)
-    image.view(np.uint8)[:] = 0xA5
-    d = device.buffer(image)
-    d_stride = n + margin
-    start = d.address + GUARD * d_stride * config.dtype.itemsize
-    num_groups = problem.b.shape[0]
-    map_a = byte_map(device.buffer(problem.a), rows, problem.k, 8)
-    map_b = byte_map(device.buffer(problem.b), num_groups * n, problem.k, 64)
-    tiles = ceil_div(n, config.block_n) * sum(
-        ceil_div(int((problem.used == group).sum()), block_rows) for group in range(num_groups)
-    )
-    device.launch(
-        kernel.on(device),
-        grid=(splits * tiles if splits > 1 else ctas,),
-        block=(128 + 2 * config.block_n,),
-        cluster=(splits,),
-        args=(
-            map_a,
-            map_b,
-            swap_ab_args(
-                device, problem, start, d_stride, block_rows=block_rows, num_stages=num_stages
+
+    def __init__(
+        self,
+        device: Device,
+        kernel: BuiltKernel,
+        config: Config,
+        problem: Problem,
+        *,
+        block_rows: int,
+        num_stages: int = 4,
+        splits: int = 1,
+        ctas: int = 3,
+        surplus_clusters: int = 0,
+        sfa: tuple[int, int] | None = None,
+    ) -> None:
+        rows, n, groups = problem.a.shape[0], problem.n, problem.b.shape[0]
+        self.problem, self.device, self.function = problem, device, kernel.on(device)
+        self.d_stride = n + 8
+        image = np.zeros((rows + 2 * GUARD, self.d_stride), config.dtype)
+        image.view(np.uint8)[:] = UNTOUCHED
+        self.d = device.buffer(image)
+        self.address = self.d.address + GUARD * self.d_stride * config.dtype.itemsize
+        tiles = ceil_div(n, config.block_n) * sum(
+            ceil_div(int((problem.used == group).sum()), block_rows) for group in range(groups)
+        )
+        self.grid = splits * (tiles + surplus_clusters) if splits > 1 else ctas
+        self.splits = splits
+        self.block = 128 + 2 * config.block_n
+        self.shared_bytes = config.shared_bytes(block_rows, num_stages)
+        self.args = (
+            byte_map(device.buffer(problem.a), rows, problem.k, 8),
+            byte_map(device.buffer(problem.b), groups * n, problem.k, 64),
+            pack_args(
+                device,
+                problem,
+                d=self.address,
+                d_stride=self.d_stride,
+                block_rows=block_rows,
+                num_stages=num_stages,
+                sfa=sfa,
             ),
-        ),
-        shared_bytes=config.shared_bytes(block_rows, num_stages),
-        pdl=pdl,
-    )
-    after = d.numpy()
-    written = np.zeros(image.shape, bool)
-    written[GUARD : GUARD + rows, :n][problem.used >= 0] = True
-    same = (after.view(np.uint8) == 0xA5).reshape(*image.shape, -1).all(-1)
-    assert same[~written].all(), "wrote outside the rows of D"
-    return after[GUARD : GUARD + rows, :n]
+        )
+
+    def launch(self) -> None:
+        """With programmatic dependent launch, as the op does."""
+        self.device.launch(
+            self.function,
+            grid=(self.grid,),
+            block=(self.block,),
+            cluster=(self.splits,),
+            args=self.args,
+            shared_bytes=self.shared_bytes,
+            pdl=True,
+        )
+
+    def result(self) -> Array:
+        """D [rows, n]; fails if a byte beyond the rows in use was written."""
+        after = self.d.numpy()
+        rows, n = self.problem.a.shape[0], self.problem.n
+        written = np.zeros(after.shape, bool)
+        written[GUARD : GUARD + rows, :n][self.problem.used >= 0] = True
+        same = (after.view(np.uint8) == UNTOUCHED).reshape(*after.shape, -1).all(-1)
+        assert same[~written].all(), "wrote outside the rows of D"
+        return after[GUARD : GUARD + rows, :n]
+
+
+def run_swap_ab(
+    device: Device, kernel: BuiltKernel, config: Config, problem: Problem, **options: Any
+) -> Array:
+    """Launch (options: see SwapAb) and return D."""
+    run = SwapAb(device, kernel, config, problem, **options)
+    run.launch()
+    return run.result()
 
 
 def relative_error(got: Array, problem: Problem) -> float:
     """Largest error of the used rows, relative to the sum of the terms' magnitudes of its element."""
     live = problem.used >= 0
     want = problem.want()[live]
-    positive = Problem(**{**problem.__dict__})
-    positive.a = np.abs(problem.a.astype(np.float32)).astype(E4M3)
-    positive.b = np.abs(problem.b.astype(np.float32)).astype(E4M3)
-    if problem.row_weight is not None:
-        positive.row_weight = np.abs(problem.row_weight)
+    weight = problem.row_weight
+    positive = replace(
+        problem,
+        a=np.abs(problem.a.astype(np.float32)).astype(E4M3),
+        b=np.abs(problem.b.astype(np.float32)).astype(E4M3),
+        row_weight=None if weight is None else np.abs(weight),
+    )
     magnitude = positive.want()[live]
     if not live.any():
         return 0.0
