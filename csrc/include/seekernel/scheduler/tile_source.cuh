@@ -17,7 +17,7 @@ struct tile_source_t {
   int offset_bytes;  // 4 or 8
   int band;          // at least 1
   int band_n;        // 0, or 1: bands of column blocks
-  int reserved;
+  int block_rows;    // rows of a tile where the walker's kRows is 0
 };
 static_assert(sizeof(tile_source_t) == 40, "the same on host and device");
 

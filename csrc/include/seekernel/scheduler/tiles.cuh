@@ -3,6 +3,8 @@
 //   tile_walker_t<kKind, kRows> walker(source, num_n_blocks, first, stride);
 //   for (tile_t tile; walker.next(tile);) ...
 //
+// kRows is the rows of a tile; 0 takes them from source.block_rows at run time.
+//
 // Called by whole warps, converged; every warp of a CTA that walks on its own sees the same tiles,
 // so nothing is passed on through memory. A CTA takes tiles first, first + stride, ...: give
 // blockIdx.x and gridDim.x, or a cluster's index and their number where a cluster of CTAs shares a
@@ -86,7 +88,7 @@ struct tile_walker_t {
     } else if constexpr (kKind == tile_kind::tile_map) {
       num_m_ = *source.num_tiles;
     } else {
-      num_m_ = ceil_div(source.m, kRows);
+      num_m_ = ceil_div(source.m, block_rows());
     }
   }
 
@@ -110,6 +112,8 @@ struct tile_walker_t {
   }
 
  private:
+  SEEKERNEL_DEVICE int block_rows() const { return kRows != 0 ? kRows : source_.block_rows; }
+
   SEEKERNEL_DEVICE bool fill(tile_t& tile, tiles_detail::cell_t cell, int batch) const {
     tile.n_block = cell.n_block;
     tile.batch = batch;
@@ -120,8 +124,8 @@ struct tile_walker_t {
       tile.rows = entry.z;
       return true;
     } else {
-      tile.row = cell.m_block * kRows;
-      tile.rows = min(kRows, source_.m - tile.row);
+      tile.row = cell.m_block * block_rows();
+      tile.rows = min(block_rows(), source_.m - tile.row);
       tile.group = batch;
       if constexpr (kKind == tile_kind::contiguous) {
         const int* ids = static_cast<const int*>(source_.groups) + tile.row;
@@ -160,7 +164,7 @@ struct tile_walker_t {
     row_ = next_row_;
     rows_ = next_rows_;
     const int lane = threadIdx.x % 32;
-    int sum = ceil_div(rows_, kRows) * num_n_;
+    int sum = ceil_div(rows_, block_rows()) * num_n_;
 #pragma unroll
     for (int step = 1; step < 32; step *= 2) {
       const int other = __shfl_up_sync(0xffffffffu, sum, step);
@@ -180,14 +184,14 @@ struct tile_walker_t {
     const int owner = __ffs(__ballot_sync(0xffffffffu, index_ < last_)) - 1;
     const int row = __shfl_sync(0xffffffffu, row_, owner);
     const int rows = __shfl_sync(0xffffffffu, rows_, owner);
-    const int num_m = ceil_div(rows, kRows);
+    const int num_m = ceil_div(rows, block_rows());
     const int begin = __shfl_sync(0xffffffffu, last_, owner) - num_m * num_n_;
     const auto cell =
         tiles_detail::raster(index_ - begin, num_m, num_n_, source_.band, source_.band_n != 0);
     tile.group = chunk_ + owner;
     tile.batch = kKind == tile_kind::masked ? tile.group : 0;
-    tile.row = row + cell.m_block * kRows;
-    tile.rows = min(kRows, rows - cell.m_block * kRows);
+    tile.row = row + cell.m_block * block_rows();
+    tile.rows = min(block_rows(), rows - cell.m_block * block_rows());
     tile.n_block = cell.n_block;
     index_ += stride_;
     return true;
