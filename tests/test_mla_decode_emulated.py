@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 import torch
 
-from tests.emulator.launch import KernelFault
 from tests.kernel_testing import BACKENDS, devices
 from tests.mla_decode_testing import Case, check, kernels, make, run
 from tests.mla_testing import assert_same_bits

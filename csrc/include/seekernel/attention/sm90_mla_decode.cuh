@@ -205,6 +205,7 @@ struct Consumer {
 #pragma unroll
     for (int tile = 0; tile < kValueTiles; ++tile) {
       wait_full(counter, tile);
+      ptx::wgmma_fence();  // anew after every branch
       const uint64_t q = ptx::wgmma_descriptor_128b(smem + P::kQ + tile * kTileBytes, 16, 1024);
       const uint64_t k = ptx::wgmma_descriptor_128b(buffer + tile * kTileBytes, 16, 1024);
 #pragma unroll
@@ -266,104 +267,117 @@ struct Consumer {
     top[1] = next[1];
   }
 
+  // A block of this warpgroup's own; kPrevious: the unit has a block before it, the other one's.
+  template <bool kPrevious>
+  SEEKERNEL_DEVICE void step(float (&o)[128], float (&top)[2], uint32_t (&q_rope)[16],
+                             const mla_unit_t& unit, const int (&bound)[2], int full_bound,
+                             int block, uint32_t counter) {
+    const int first_key = block * kMlaBlockKeys;
+    const int live = unit.item.seq_len - first_key;
+    if (live < kMlaBlockKeys) clear_dead_keys(counter, live);
+    float s[32];
+    issue_scores(s, q_rope, counter);
+    if constexpr (kPrevious) {
+      receive(o, top, counter - 1);
+      issue_other(o, counter - 1);
+      ptx::wgmma_wait_group<1>();
+    } else {
+      ptx::wgmma_wait_group<0>();
+    }
+    ptx::pin_registers(s);
+    release(counter, kRope);
+
+    if (first_key + kMlaBlockKeys > full_bound) {
+#pragma unroll
+      for (int i = 0; i < 32; ++i) {
+        const int key = first_key + i / 4 * 8 + lane % 4 * 2 + i % 2;
+        if (key >= bound[i / 2 % 2]) s[i] = kNegInfinity;
+      }
+    }
+    float next[2], shift[2], added[2] = {0.0f, 0.0f};
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      float best = kNegInfinity;
+#pragma unroll
+      for (int j = 0; j < 8; ++j) {
+        best = fmaxf(best, fmaxf(s[4 * j + 2 * half], s[4 * j + 2 * half + 1]));
+      }
+      best = fmaxf(best, __shfl_xor_sync(0xFFFFFFFFu, best, 1));
+      best = fmaxf(best, __shfl_xor_sync(0xFFFFFFFFu, best, 2));
+      next[half] = (best - top[half]) * scale_log2 > kMaxExcess ? best : top[half];
+      shift[half] = next[half] == kNegInfinity ? 0.0f : next[half] * scale_log2;
+    }
+    if (lane % 4 == 0) {
+      store_shared(max_address(counter), next[0]);
+      store_shared(max_address(counter) + 32, next[1]);
+    }
+    uint32_t p[16];
+#pragma unroll
+    for (int i = 0; i < 16; ++i) {
+      const int half = i % 2;
+      const float low = ptx::ex2(s[2 * i] * scale_log2 - shift[half]);
+      const float high = ptx::ex2(s[2 * i + 1] * scale_log2 - shift[half]);
+      added[half] += low + high;
+      p[i] = pack<T>(low, high);
+    }
+    ptx::mbarrier_wait_parity(smem + P::kPEmpty + 8 * (counter & 1), (counter >> 1 & 1) ^ 1);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      ptx::stmatrix_x4(p_tile(counter) + fragment_offset(i), p[4 * i], p[4 * i + 1], p[4 * i + 2],
+                       p[4 * i + 3]);
+    }
+    ptx::fence_proxy_async_shared();
+    arrive(smem + P::kPFull + 8 * (counter & 1));
+
+    if constexpr (kPrevious) {
+      ptx::wgmma_wait_group<0>();
+      ptx::pin_registers(o);
+      arrive(smem + P::kPEmpty + 8 * (counter - 1 & 1));
+      release(counter - 1, warpgroup);
+    }
+    rescale(o, top, next);
+    sum[0] += added[0];
+    sum[1] += added[1];
+    issue_own(o, p, counter);
+    ptx::wgmma_wait_group<0>();
+    ptx::pin_registers(o);
+    release(counter, warpgroup);
+  }
+
+  // Waits for the other warpgroup's P of a block, and goes over to the maximum it used.
+  SEEKERNEL_DEVICE void receive(float (&o)[128], float (&top)[2], uint32_t counter) {
+    ptx::mbarrier_wait_parity(smem + P::kPFull + 8 * (counter & 1), counter >> 1 & 1);
+    const float next[2] = {load_shared(max_address(counter)),
+                           load_shared(max_address(counter) + 32)};
+    rescale(o, top, next);
+  }
+
   // One thread's share of a unit: its rows are `row` and row + 8 of the CTA's 64.
   SEEKERNEL_DEVICE void attend(float (&o)[128], float (&top)[2], const mla_unit_t& unit,
                                const int (&bound)[2], int full_bound, uint32_t first_counter) {
     uint32_t q_rope[16];
 #pragma unroll
-    for (int step = 0; step < 4; ++step) {
+    for (int i = 0; i < 4; ++i) {
       uint32_t fragment[4];
-      ptx::ldmatrix_x4(fragment, smem + P::kQ + 8 * kTileBytes + fragment_offset(step));
+      ptx::ldmatrix_x4(fragment, smem + P::kQ + 8 * kTileBytes + fragment_offset(i));
 #pragma unroll
-      for (int i = 0; i < 4; ++i) q_rope[4 * step + i] = fragment[i];
+      for (int j = 0; j < 4; ++j) q_rope[4 * i + j] = fragment[j];
     }
     // P of odd blocks overwrites what has just been read.
     ptx::bar_sync(1, 256);
 
-    const int num_blocks = unit.end - unit.begin;
-    int n = (first_counter & 1) == static_cast<uint32_t>(warpgroup) ? 0 : 1;
-    for (; n < num_blocks; n += 2) {
-      const uint32_t counter = first_counter + n;
-      const int first_key = (unit.begin + n) * kMlaBlockKeys;
-      const int live = unit.item.seq_len - first_key;
-      if (live < kMlaBlockKeys) clear_dead_keys(counter, live);
-      float s[32];
-      issue_scores(s, q_rope, counter);
-      if (n > 0) {
-        ptx::mbarrier_wait_parity(smem + P::kPFull + 8 * (counter - 1 & 1), (counter - 1) >> 1 & 1);
-        const float next[2] = {load_shared(max_address(counter - 1)),
-                               load_shared(max_address(counter - 1) + 32)};
-        rescale(o, top, next);
-        issue_other(o, counter - 1);
-        ptx::wgmma_wait_group<1>();
-      } else {
-        ptx::wgmma_wait_group<0>();
-      }
-      ptx::pin_registers(s);
-      release(counter, kRope);
-
-      if (first_key + kMlaBlockKeys > full_bound) {
-#pragma unroll
-        for (int i = 0; i < 32; ++i) {
-          const int key = first_key + i / 4 * 8 + lane % 4 * 2 + i % 2;
-          if (key >= bound[i / 2 % 2]) s[i] = kNegInfinity;
-        }
-      }
-      float next[2], shift[2], added[2] = {0.0f, 0.0f};
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        float best = kNegInfinity;
-#pragma unroll
-        for (int j = 0; j < 8; ++j) {
-          best = fmaxf(best, fmaxf(s[4 * j + 2 * half], s[4 * j + 2 * half + 1]));
-        }
-        best = fmaxf(best, __shfl_xor_sync(0xFFFFFFFFu, best, 1));
-        best = fmaxf(best, __shfl_xor_sync(0xFFFFFFFFu, best, 2));
-        next[half] = (best - top[half]) * scale_log2 > kMaxExcess ? best : top[half];
-        shift[half] = next[half] == kNegInfinity ? 0.0f : next[half] * scale_log2;
-      }
-      if (lane % 4 == 0) {
-        store_shared(max_address(counter), next[0]);
-        store_shared(max_address(counter) + 32, next[1]);
-      }
-      uint32_t p[16];
-#pragma unroll
-      for (int i = 0; i < 16; ++i) {
-        const int half = i % 2;
-        const float low = ptx::ex2(s[2 * i] * scale_log2 - shift[half]);
-        const float high = ptx::ex2(s[2 * i + 1] * scale_log2 - shift[half]);
-        added[half] += low + high;
-        p[i] = pack<T>(low, high);
-      }
-      ptx::mbarrier_wait_parity(smem + P::kPEmpty + 8 * (counter & 1), (counter >> 1 & 1) ^ 1);
-#pragma unroll
-      for (int step = 0; step < 4; ++step) {
-        ptx::stmatrix_x4(p_tile(counter) + fragment_offset(step), p[4 * step], p[4 * step + 1],
-                         p[4 * step + 2], p[4 * step + 3]);
-      }
-      ptx::fence_proxy_async_shared();
-      arrive(smem + P::kPFull + 8 * (counter & 1));
-
-      if (n > 0) {
-        ptx::wgmma_wait_group<0>();
-        ptx::pin_registers(o);
-        arrive(smem + P::kPEmpty + 8 * (counter - 1 & 1));
-        release(counter - 1, warpgroup);
-      }
-      rescale(o, top, next);
-      sum[0] += added[0];
-      sum[1] += added[1];
-      issue_own(o, p, counter);
-      ptx::wgmma_wait_group<0>();
-      ptx::pin_registers(o);
-      release(counter, warpgroup);
+    uint32_t counter = first_counter;
+    int block = unit.begin;
+    if ((counter & 1) == static_cast<uint32_t>(warpgroup)) {
+      step<false>(o, top, q_rope, unit, bound, full_bound, block, counter);
+      ++block;
+      ++counter;
     }
-    if (n == num_blocks) {  // the last block was the other warpgroup's
-      const uint32_t counter = first_counter + num_blocks - 1;
-      ptx::mbarrier_wait_parity(smem + P::kPFull + 8 * (counter & 1), counter >> 1 & 1);
-      const float next[2] = {load_shared(max_address(counter)),
-                             load_shared(max_address(counter) + 32)};
-      rescale(o, top, next);
+    for (; block + 1 < unit.end; block += 2, counter += 2) {
+      step<true>(o, top, q_rope, unit, bound, full_bound, block + 1, counter + 1);
+    }
+    if (block < unit.end) {  // the last block is the other warpgroup's
+      receive(o, top, counter);
       issue_other(o, counter);
       ptx::wgmma_wait_group<0>();
       ptx::pin_registers(o);
@@ -484,7 +498,8 @@ __global__ void __launch_bounds__(384, 1)
   using P = detail::Plan;
   extern __shared__ __align__(1024) uint8_t dynamic_smem[];
   const uint32_t smem = ptx::shared_address(dynamic_smem);
-  const int warpgroup = threadIdx.x / 128;
+  // The same in the whole warp, as the compiler must know.
+  const int warpgroup = __shfl_sync(0xFFFFFFFFu, threadIdx.x / 128, 0);
 
   if (threadIdx.x == 0) {
     for (int i = 0; i < 2 * detail::kTiles; ++i) ptx::mbarrier_init(smem + P::kFull + 8 * i, 1);
