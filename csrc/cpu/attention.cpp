@@ -100,8 +100,12 @@ void run_decode_chunks(const MlaDecodeArgs& args, const std::vector<DecodeBlock>
 
 void mla_decode(const Tensor& q, const Tensor& kv_cache, const Tensor& block_table,
                 const Tensor& seq_lens, const Tensor& cu_seqlens_q, double softmax_scale,
-                bool causal, int64_t d_v, const Tensor& out, const Tensor& lse) {
+                bool causal, int64_t d_v, const Tensor& out, const Tensor& lse,
+                const OptionalTensor& kv_scale, const OptionalTensor& /*parts*/,
+                const OptionalTensor& /*items*/, const OptionalTensor& /*partial_out*/,
+                const OptionalTensor& /*partial_lse*/, int64_t /*split_tokens*/) {
   Checker check("mla_decode");
+  check.require(!kv_scale.has_value(), "kv_scale: expected none, got one");
   Dim s("s"), b("b"), h_q("h_q"), d_qk("d_qk"), num_pages("num_pages"), page_size("page_size");
   Dim max_pages("max_pages");
   check("q", q).shape({s, h_q, d_qk}).dtype(kActivations).last_dim_contiguous();
@@ -165,6 +169,18 @@ void mla_decode(const Tensor& q, const Tensor& kv_cache, const Tensor& block_tab
     return run_decode_blocks(args, blocks);
   }
   run_decode_chunks(args, blocks, num_chunks);
+}
+
+// There is no plan on the CPU: threads share the work as they come. The tensors are left alone.
+void mla_decode_metadata(const Tensor& seq_lens, const Tensor& cu_seqlens_q, int64_t h_q,
+                         int64_t /*split_tokens*/, const Tensor& parts, const Tensor& items) {
+  const Checker check("mla_decode_metadata");
+  Dim b("b"), rows("s + 1"), num_parts("num_sms");
+  check("seq_lens", seq_lens).shape({b}).dtype({ScalarType::Int});
+  check("cu_seqlens_q", cu_seqlens_q).shape({b.value() + 1}).dtype({ScalarType::Int});
+  check("parts", parts).shape({num_parts, 8}).dtype({ScalarType::Int});
+  check("items", items).shape({rows, 8}).dtype({ScalarType::Int});
+  check.require(h_q >= 1, "h_q: expected at least 1, got " + std::to_string(h_q));
 }
 
 // A block of queries of one head of one sequence.
@@ -249,5 +265,6 @@ void mla_prefill(const Tensor& q, const Tensor& kv, const Tensor& k_pe, const Te
 
 STABLE_TORCH_LIBRARY_IMPL(seekernel, CPU, m) {
   m.impl("mla_decode", TORCH_BOX(&seekernel::cpu::mla_decode));
+  m.impl("mla_decode_metadata", TORCH_BOX(&seekernel::cpu::mla_decode_metadata));
   m.impl("mla_prefill", TORCH_BOX(&seekernel::cpu::mla_prefill));
 }

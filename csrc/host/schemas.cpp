@@ -34,7 +34,11 @@ STABLE_TORCH_LIBRARY(seekernel, m) {
   m.def(
       "mla_decode(Tensor q, Tensor kv_cache, Tensor block_table, Tensor seq_lens, "
       "Tensor cu_seqlens_q, float softmax_scale, bool causal, int d_v, Tensor(a!) out, "
-      "Tensor(b!) lse) -> ()");
+      "Tensor(b!) lse, Tensor? kv_scale=None, Tensor? parts=None, Tensor? items=None, "
+      "Tensor(c!)? partial_out=None, Tensor(d!)? partial_lse=None, int split_tokens=0) -> ()");
+  m.def(
+      "mla_decode_metadata(Tensor seq_lens, Tensor cu_seqlens_q, int h_q, int split_tokens, "
+      "Tensor(a!) parts, Tensor(b!) items) -> ()");
   m.def(
       "mla_prefill(Tensor q, Tensor kv, Tensor k_pe, Tensor cu_seqlens_q, Tensor cu_seqlens_kv, "
       "float softmax_scale, bool causal, Tensor(a!) out, Tensor(b!) lse) -> ()");

@@ -40,4 +40,10 @@ SEEKERNEL_DEVICE uint32_t pack_bf16x2(float low, float high) {
   return packed;
 }
 
+SEEKERNEL_DEVICE uint32_t pack_f16x2(float low, float high) {
+  uint32_t packed;
+  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(high), "f"(low));
+  return packed;
+}
+
 }  // namespace seekernel::ptx
