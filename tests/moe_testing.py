@@ -25,7 +25,7 @@ SPLITS, TILE_ROW_PAD = 8, 4
 
 def per_lane(num_experts: int) -> int:
     """Registers a lane that the host picks for so many experts."""
-    return next(n for n in (2, 8, 12, 16, 32) if 32 * n >= num_experts)
+    return next(n for n in (2, 8, 16, 32) if 32 * n >= num_experts)
 
 
 @dataclass(frozen=True)

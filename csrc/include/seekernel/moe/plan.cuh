@@ -40,7 +40,7 @@ struct plan_config_t {
 };
 
 // Bytes of shared memory that a plan takes.
-SEEKERNEL_DEVICE constexpr int plan_shared_words(int num_warps, int num_local) {
+__host__ __device__ constexpr int plan_shared_words(int num_warps, int num_local) {
   return num_warps * num_local + 4 * (num_local + 1);
 }
 

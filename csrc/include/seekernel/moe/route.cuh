@@ -24,7 +24,7 @@ constexpr int kRouteThreads = 256;
 
 // Words of dynamic shared memory: the largest phase, and the ids of all tokens.
 template <class Tile, int kPerLane>
-SEEKERNEL_DEVICE constexpr int route_scratch_words(int num_local) {
+__host__ __device__ constexpr int route_scratch_words(int num_local) {
   const int gemm = Tile::kSharedFloats, gate = kRouteThreads * kPerLane;
   const int plan = plan_shared_words(kRouteThreads / 32, num_local);
   const int largest = gemm > gate ? gemm : gate;
