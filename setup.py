@@ -139,7 +139,7 @@ def packages() -> list[str]:
 def extension() -> CppExtension:
     sources = [
         path
-        for folder in ("host", "cpu", "driver", "heuristics")
+        for folder in ("host", "cpu", "driver", "heuristics", "launch")
         for path in (ROOT / "csrc" / folder).glob("*.cpp")
     ]
     ext = CppExtension(
@@ -164,7 +164,7 @@ def jit_extension() -> Extension:
 
     sources = [
         path
-        for folder in ("jit", "driver", "heuristics")
+        for folder in ("jit", "driver", "heuristics", "launch")
         for path in (ROOT / "csrc" / folder).glob("*.cpp")
     ]
     ext = Extension(

@@ -116,3 +116,21 @@ def test_tuned_table_refuses_what_does_not_fit() -> None:
         with pytest.raises(ValueError, match="row 1"):
             _jit.set_tuned_gemms([_row(), _row(config=config)])
     assert _jit.choose_gemm(1, 2112, 7168) == _jit.GemmConfig(False, 64, 32, 4)
+
+
+@given(
+    m=st.integers(1, 1 << 20),
+    n=st.integers(1, 1 << 13).map(lambda i: 8 * i),
+    k=st.integers(1, 1 << 13).map(lambda i: 128 * i),
+)
+def test_every_shape_has_a_kernel_compiled_at_build_time(m: int, n: int, k: int) -> None:
+    config = _jit.nearest_aot_gemm(_jit.choose_gemm(m, n, k), m, n, k)
+    assert config in _jit.aot_gemms()
+    assert _jit.gemm_resources(config, k)[1] <= H100_SHARED_BYTES
+
+
+def test_a_compiled_configuration_stands_in_for_itself() -> None:
+    for config in _jit.aot_gemms():
+        assert _jit.nearest_aot_gemm(config, 128, 4096, 7168) == config
+    odd = _jit.GemmConfig(False, 128, 128, 4)
+    assert _jit.nearest_aot_gemm(odd, 128, 4096, 7168) == _jit.GemmConfig(False, 128, 128, 5)

@@ -4,10 +4,11 @@
 #include <pybind11/stl.h>
 
 #include "driver/tensor_map.h"
+#include "heuristics/aot.h"
 #include "heuristics/gemm.h"
-#include "jit/fp8_gemm.h"
 #include "jit/null_driver.h"
 #include "jit/registry.h"
+#include "launch/fp8_gemm.h"
 
 namespace py = pybind11;
 namespace seekernel::jit {
@@ -65,7 +66,7 @@ py::dict describe_last_launch() {
 
 // Launches a loaded kernel with plain parameters: one `bytes` each, as the kernel's memory holds
 // them.
-void launch_bytes(const Kernel& kernel, std::array<unsigned, 3> grid, unsigned shared_bytes,
+void launch_bytes(const LoadedKernel& kernel, std::array<unsigned, 3> grid, unsigned shared_bytes,
                   const std::vector<py::bytes>& arguments, uintptr_t stream) {
   // Tensor maps want 64-byte alignment.
   struct alignas(64) Slot {
@@ -83,7 +84,7 @@ void launch_bytes(const Kernel& kernel, std::array<unsigned, 3> grid, unsigned s
     std::memcpy(slots[i].bytes, bytes.data(), bytes.size());
     parameters[i] = slots[i].bytes;
   }
-  kernel.launch(grid, shared_bytes, stream, parameters.data());
+  kernel.kernel().launch(grid, shared_bytes, stream, parameters.data());
 }
 
 void bind_heuristics(py::module_& m) {
@@ -123,6 +124,14 @@ void bind_heuristics(py::module_& m) {
       py::arg("m"), py::arg("n"), py::arg("k"), py::arg("num_groups") = 1,
       py::arg("grouped") = false, py::arg("num_sms") = 132, py::arg("allow_swap") = false,
       "The configuration for D[m, n] = A[m, k] @ B[n, k]^T; m per group where grouped.");
+  m.def(
+      "nearest_aot_gemm",
+      [](const GemmConfig& wanted, int64_t rows, int64_t n, int64_t k) {
+        return heuristics::nearest_aot(wanted, {rows, n, k}, {});
+      },
+      py::arg("wanted"), py::arg("m"), py::arg("n"), py::arg("k"),
+      "The configuration compiled at build time that stands in for `wanted`.");
+  m.def("aot_gemms", &heuristics::aot_configs, "The configurations compiled at build time.");
   m.def(
       "check_gemm_grid",
       [](const std::vector<int64_t>& ms, const std::vector<int64_t>& ns,
@@ -200,22 +209,24 @@ PYBIND11_MODULE(_jit, m) {
   m.doc() = "Loads and launches kernels through the CUDA driver, found at run time; no torch.";
   bind_heuristics(m);
   bind_driver(m);
-  py::class_<Kernel>(m, "Kernel", "A loaded kernel.")
+  py::class_<LoadedKernel>(m, "Kernel", "A loaded kernel.")
       .def(py::init([](const py::bytes& cubin, const std::string& symbol, unsigned num_threads,
                        unsigned max_shared_bytes, std::array<unsigned, 3> cluster, bool pdl) {
-             return std::make_unique<Kernel>(
+             return std::make_unique<LoadedKernel>(
                  cubin, symbol, KernelTraits{num_threads, max_shared_bytes, cluster, pdl});
            }),
            py::arg("cubin"), py::arg("symbol"), py::arg("num_threads"),
            py::arg("max_shared_bytes") = 0, py::arg("cluster") = std::array<unsigned, 3>{1, 1, 1},
            py::arg("pdl") = false)
-      .def_property_readonly("num_registers", &Kernel::num_registers)
+      .def_property_readonly("num_registers",
+                             [](const LoadedKernel& k) { return k.kernel().num_registers(); })
       .def("launch", &launch_bytes, py::arg("grid"), py::arg("shared_bytes"), py::arg("arguments"),
            py::arg("stream") = 0,
            "Launch with one `bytes` per parameter; for tests, not for speed.");
   m.def(
       "set_resolver", [](py::object callable) { set_resolver(python_resolver(callable)); },
       py::arg("callable"), "(family, parameters) -> (cubin, symbol), asked once a kernel.");
+  m.def("has_resolver", &has_resolver, "Whether a resolver is set.");
   m.def("num_kernels", &num_kernels, "Kernels loaded so far.");
   m.def("num_tensor_maps", [] { return tensor_maps().size(); }, "Tensor maps encoded and kept.");
   m.def(
@@ -232,8 +243,9 @@ PYBIND11_MODULE(_jit, m) {
          int num_sms, uintptr_t stream) {
         const GemmShape shape{rows, n, k};
         const GemmConfig config = choose(shape, {.num_sms = num_sms}, false, tuned_rows());
-        fp8_gemm_nt({a, sfa, b, sfb, d, rows, n, k, a_stride, sfa_stride, b_stride, d_stride},
-                    config, stream);
+        launch::fp8_gemm_nt(
+            {a, sfa, b, sfb, d, rows, n, k, a_stride, sfa_stride, b_stride, d_stride}, config,
+            &kernel, stream);
       },
       py::arg("a"), py::arg("sfa"), py::arg("b"), py::arg("sfb"), py::arg("d"), py::arg("m"),
       py::arg("n"), py::arg("k"), py::arg("a_stride"), py::arg("sfa_stride"), py::arg("b_stride"),

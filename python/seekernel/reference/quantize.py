@@ -21,10 +21,10 @@ def to_e4m3(x: Tensor) -> Tensor:
 def quantize_fp8_1x128(x: Tensor) -> tuple[Tensor, Tensor]:
     """Return (q [m, k], scale [ceil(k/128), round_up(m, 4)]); the padding columns are 0."""
     m, k = x.shape
-    groups = pad(x.float(), (0, -k % _GROUP)).view(m, -1, _GROUP)
+    groups = pad(x.float(), (0, -k % _GROUP)).view(m, -(-k // _GROUP), _GROUP)
     amax = groups.abs().nan_to_num(nan=0.0, posinf=float("inf")).amax(-1)
     scale = amax.clamp_min(1e-4) / _E4M3_MAX
-    q = to_e4m3(groups / scale[..., None]).view(m, -1)[:, :k]
+    q = to_e4m3(groups / scale[..., None]).flatten(1)[:, :k]
     return q.contiguous(), pad(scale, (0, 0, 0, -m % 4)).t().contiguous()
 
 

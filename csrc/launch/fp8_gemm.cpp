@@ -1,11 +1,15 @@
-#include "jit/fp8_gemm.h"
+#include "launch/fp8_gemm.h"
 
 #include <algorithm>
 #include <stdexcept>
+#include <string>
 
 #include "driver/tensor_map.h"
 
-namespace seekernel::jit {
+namespace seekernel::launch {
+
+using namespace cu;
+
 namespace {
 
 constexpr int kBlockK = 128;
@@ -22,7 +26,8 @@ KernelKey sm90_fp8_gemm_nt_key(const heuristics::GemmConfig& config) {
   return {"sm90_fp8_gemm_nt", {0, 0, config.block_m, config.block_n, config.num_stages}, 5};
 }
 
-void fp8_gemm_nt(const Fp8GemmNt& p, const heuristics::GemmConfig& config, uintptr_t stream) {
+void fp8_gemm_nt(const Fp8GemmNt& p, const heuristics::GemmConfig& config, Finder find,
+                 uintptr_t stream) {
   require(p.a % 16 == 0 && p.b % 16 == 0 && p.d % 16 == 0 && p.sfa % 16 == 0, "address",
           "16-byte alignment of a, b, sfa and d", 0);
   require(p.a_stride >= p.k && p.a_stride % 16 == 0, "a_stride", "a multiple of 16, at least k",
@@ -40,7 +45,7 @@ void fp8_gemm_nt(const Fp8GemmNt& p, const heuristics::GemmConfig& config, uintp
   traits.num_threads = static_cast<unsigned>(need.num_threads);
   traits.max_shared_bytes = static_cast<unsigned>(heuristics::Gpu{}.shared_bytes);
   traits.pdl = true;
-  const Kernel& loaded = kernel(sm90_fp8_gemm_nt_key(config), traits);
+  const Kernel& kernel = find(sm90_fp8_gemm_nt_key(config), traits);
 
   TensorMapCache& maps = tensor_maps();
   const int slab = std::min(config.block_n, 64);
@@ -61,8 +66,8 @@ void fp8_gemm_nt(const Fp8GemmNt& p, const heuristics::GemmConfig& config, uintp
   const auto tiles = [](int64_t size, int block) {
     return static_cast<unsigned>((size + block - 1) / block);
   };
-  loaded.launch({tiles(p.n, config.block_n), tiles(p.m, config.block_m), 1},
+  kernel.launch({tiles(p.n, config.block_n), tiles(p.m, config.block_m), 1},
                 static_cast<unsigned>(need.shared_bytes), stream, parameters);
 }
 
-}  // namespace seekernel::jit
+}  // namespace seekernel::launch

@@ -1,12 +1,10 @@
-// Launches of the FP8 GEMM family: choose a configuration, find the kernel, describe the tensors.
+// Launches of the FP8 GEMM family: check the sizes, describe the tensors, find the kernel.
 #pragma once
 
-#include <vector>
-
 #include "heuristics/gemm.h"
-#include "jit/registry.h"
+#include "launch/kernel.h"
 
-namespace seekernel::jit {
+namespace seekernel::launch {
 
 // D[m, n] = A[m, k] @ B[n, k]^T, see include/seekernel/gemm/sm90_fp8_gemm_nt.cuh. Addresses are
 // device memory; strides are in elements. sfa_stride is that of sfa's K blocks, at least m and a
@@ -21,7 +19,8 @@ struct Fp8GemmNt {
 KernelKey sm90_fp8_gemm_nt_key(const heuristics::GemmConfig& config);
 
 // Throws std::invalid_argument naming the size that does not fit, std::runtime_error from the
-// driver.
-void fp8_gemm_nt(const Fp8GemmNt& problem, const heuristics::GemmConfig& config, uintptr_t stream);
+// driver, and what `find` throws.
+void fp8_gemm_nt(const Fp8GemmNt& problem, const heuristics::GemmConfig& config, Finder find,
+                 uintptr_t stream);
 
-}  // namespace seekernel::jit
+}  // namespace seekernel::launch
