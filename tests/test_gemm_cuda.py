@@ -62,9 +62,9 @@ def assert_guards_untouched(buffer: Tensor, m: int, n: int) -> None:
 
 
 def assert_close(got: Tensor, want: Tensor) -> None:
-    """float32 sums, rounded once to bfloat16: half a unit in the last place, and the sum's own error."""
+    """One rounding to bfloat16, and the tensor cores' sums of 128 products, which keep some 13 bits."""
     error = (got.double() - want).abs()
-    budget = want.abs() * 2.0**-8 + want.abs().max() * 1e-5
+    budget = want.abs() * 2.0**-8 + want.abs().max() * 2.0**-11
     assert (error <= budget).all(), f"largest excess {(error - budget).max().item():.3e}"
 
 

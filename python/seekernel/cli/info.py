@@ -123,7 +123,6 @@ def ops() -> dict[str, str]:
     """Return what serves each op: on the CPU, on this machine's GPUs, else on an H100."""
     import torch
 
-    import seekernel.ops
     from seekernel.ops import paths
 
     chains = {chain.op: chain for chain in paths.chains()}

@@ -20,7 +20,12 @@ from seekernel.ops.gemm import (
 )
 from seekernel.ops.moe import MoePlan, moe_finalize, moe_gate, moe_plan
 from seekernel.ops.norm import add_rms_norm, rms_norm, silu_mul
-from seekernel.ops.quantize import dequantize_fp8_128x128, quantize_fp8_1x128, quantize_fp8_128x128
+from seekernel.ops.quantize import (
+    dequantize_fp8_128x128,
+    quantize_fp8_1x128,
+    quantize_fp8_128x128,
+    quantize_int4_g128,
+)
 
 __all__ = [
     "MoePlan",
@@ -43,6 +48,7 @@ __all__ = [
     "moe_plan",
     "quantize_fp8_1x128",
     "quantize_fp8_128x128",
+    "quantize_int4_g128",
     "rms_norm",
     "rope_interleaved",
     "router_gemm",
