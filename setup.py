@@ -145,7 +145,7 @@ def extension() -> CppExtension:
     ext = CppExtension(
         "seekernel._C",
         sorted(str(path.relative_to(ROOT)) for path in sources),
-        include_dirs=[str(ROOT / "csrc")],
+        include_dirs=[str(ROOT / "csrc"), str(ROOT / "csrc" / "include")],
         py_limited_api=True,
         extra_compile_args={
             "cxx": [
@@ -170,7 +170,7 @@ def jit_extension() -> Extension:
     ext = Extension(
         "seekernel._jit",
         sorted(str(path.relative_to(ROOT)) for path in sources),
-        include_dirs=[str(ROOT / "csrc"), pybind11.get_include()],
+        include_dirs=[str(ROOT / "csrc"), str(ROOT / "csrc" / "include"), pybind11.get_include()],
         language="c++",
         libraries=["dl"],
     )

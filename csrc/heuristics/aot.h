@@ -5,9 +5,10 @@
 
 namespace seekernel::heuristics {
 
-// `wanted` itself if it was compiled, else the compiled configuration nearest to it that fits: the
-// same tile before another one, then the larger ring. Every shape that choose() takes has one.
-GemmConfig nearest_aot(const GemmConfig& wanted, const GemmShape& shape, const Gpu& gpu);
+// `wanted` itself if it was compiled, else the compiled configuration nearest to it, of the same
+// kind, output and way to its rows. The bits of a result do not depend on the tile, so it gives the
+// same ones. Everything that choose() takes has one.
+GemmConfig nearest_aot(const GemmConfig& wanted, int64_t k);
 
 const std::vector<GemmConfig>& aot_configs();
 

@@ -10,6 +10,8 @@
 namespace seekernel::cuda {
 namespace {
 
+constexpr auto kOutputs = {ScalarType::BFloat16, ScalarType::Float};
+
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 uint64_t address(const Tensor& tensor) {
   return reinterpret_cast<uint64_t>(tensor.const_data_ptr());
@@ -48,6 +50,22 @@ void require_hopper(const Checker& check, int32_t device) {
                                 ".x; seekernel.ops uses the reference there");
 }
 
+heuristics::GemmOutput output_of(const Tensor& out) {
+  return out.scalar_type() == ScalarType::Float ? heuristics::GemmOutput::kFloat32
+                                                : heuristics::GemmOutput::kBfloat16;
+}
+
+heuristics::GemmConfig aot_choice(const heuristics::GemmShape& shape, const heuristics::Gpu& gpu) {
+  return heuristics::nearest_aot(heuristics::choose(shape, gpu, false), shape.k);
+}
+
+void run(const Checker& check, const launch::Fp8Gemm& problem, int32_t device) {
+  require_hopper(check, device);
+  const DeviceGuard guard(device);
+  launch::fp8_gemm(problem, {.num_sms = num_sms(device)}, &aot_choice, &aot_kernel,
+                   reinterpret_cast<uintptr_t>(current_stream(device)));
+}
+
 void fp8_gemm_nt(const Tensor& a, OptionalTensor a_scale, const Tensor& b, const Tensor& b_scale,
                  const Tensor& out) {
   const Checker check("fp8_gemm_nt");
@@ -61,7 +79,7 @@ void fp8_gemm_nt(const Tensor& a, OptionalTensor a_scale, const Tensor& b, const
   check("b", b).same_device("a", a);
   check("b_scale", b_scale).shape({ceil_div(n, 128), k_blocks}).dtype({ScalarType::Float});
   check("b_scale", b_scale).contiguous().same_device("a", a);
-  check("out", out).shape({m, n}).dtype({ScalarType::BFloat16}).last_dim_contiguous();
+  check("out", out).shape({m, n}).dtype(kOutputs).last_dim_contiguous();
   check("out", out).same_device("a", a);
   check.require(k % 128 == 0 && k > 0,
                 "expected k to be a positive multiple of 128, got " + k.describe());
@@ -69,19 +87,17 @@ void fp8_gemm_nt(const Tensor& a, OptionalTensor a_scale, const Tensor& b, const
   check_aligned(check, "a", a, 1);
   check_aligned(check, "a_scale", *a_scale, 4);
   check_aligned(check, "b", b, 1);
-  check_aligned(check, "out", out, 2);
+  check_aligned(check, "out", out, out.scalar_type() == ScalarType::Float ? 4 : 2);
   if (m == 0 || n == 0) return;
 
-  const int32_t device = a.get_device_index();
-  require_hopper(check, device);
-  const DeviceGuard guard(device);
-  const heuristics::Gpu gpu{.num_sms = num_sms(device)};
-  const heuristics::GemmShape shape{m, n, k};
-  const heuristics::GemmConfig config =
-      heuristics::nearest_aot(heuristics::choose(shape, gpu, false), shape, gpu);
-  launch::fp8_gemm_nt({address(a), address(*a_scale), address(b), address(b_scale), address(out), m,
-                       n, k, row_stride(a), row_stride(*a_scale), row_stride(b), row_stride(out)},
-                      config, &aot_kernel, reinterpret_cast<uintptr_t>(current_stream(device)));
+  launch::Fp8Gemm problem;
+  problem.output = output_of(out);
+  problem.m = m, problem.n = n, problem.k = k;
+  problem.a = address(a), problem.sfa = address(*a_scale);
+  problem.b = address(b), problem.sfb = address(b_scale), problem.d = address(out);
+  problem.a_stride_m = row_stride(a), problem.sfa_stride_k = row_stride(*a_scale);
+  problem.b_stride_n = row_stride(b), problem.d_stride_m = row_stride(out);
+  run(check, problem, a.get_device_index());
 }
 
 }  // namespace

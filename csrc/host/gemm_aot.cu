@@ -1,4 +1,4 @@
-// Instances of the GEMM kernels compiled at build time, and their table.
+// Finds the kernels compiled at build time.
 #include <cuda_runtime.h>
 
 #include <mutex>
@@ -7,8 +7,6 @@
 #include <unordered_map>
 
 #include "host/gemm_aot.h"
-//
-#include <seekernel/gemm/sm90_fp8_gemm_nt.cuh>
 
 namespace seekernel::cuda {
 namespace {
@@ -16,24 +14,6 @@ namespace {
 using launch::Kernel;
 using launch::KernelKey;
 using launch::KernelTraits;
-
-struct Entry {
-  KernelKey key;
-  const void* function;
-};
-
-template <class Config>
-const void* fp8_gemm() {
-  return reinterpret_cast<const void*>(&seekernel::sm90_fp8_gemm_nt<Config>);
-}
-
-#define SEEKERNEL_AOT_FP8_GEMM(block_m, block_n, num_stages)           \
-  Entry{{"sm90_fp8_gemm_nt", {0, 0, block_m, block_n, num_stages}, 5}, \
-        fp8_gemm<sm90_fp8_gemm_nt_config<0, 0, block_m, block_n, num_stages>>()},
-const Entry kEntries[] = {
-#include "heuristics/aot_gemm.inc"
-};
-#undef SEEKERNEL_AOT_FP8_GEMM
 
 std::string describe(const KernelKey& key) {
   std::string text = std::string(key.family) + "<";
@@ -44,15 +24,17 @@ std::string describe(const KernelKey& key) {
 }
 
 Kernel load(const KernelKey& key, const KernelTraits& traits) {
-  for (const Entry& entry : kEntries) {
-    if (!(entry.key == key)) continue;
-    cudaKernel_t kernel = nullptr;
-    const cudaError_t status = cudaGetKernel(&kernel, entry.function);
-    if (status != cudaSuccess) {
-      throw std::runtime_error(describe(key) + ": cudaGetKernel: " + cudaGetErrorString(status));
+  for (const auto part : {aot_dense(), aot_grouped(), aot_swiglu()}) {
+    for (const AotKernel& compiled : part) {
+      if (!(compiled.key == key)) continue;
+      cudaKernel_t kernel = nullptr;
+      const cudaError_t status = cudaGetKernel(&kernel, compiled.function);
+      if (status != cudaSuccess) {
+        throw std::runtime_error(describe(key) + ": cudaGetKernel: " + cudaGetErrorString(status));
+      }
+      // The runtime's handle is the driver's.
+      return Kernel(reinterpret_cast<cu::CUkernel>(kernel), traits);
     }
-    // The runtime's handle is the driver's.
-    return Kernel(reinterpret_cast<cu::CUkernel>(kernel), traits);
   }
   throw std::runtime_error(describe(key) + " was not compiled at build time");
 }
