@@ -7,6 +7,7 @@ STABLE_TORCH_LIBRARY(seekernel, m) {
   m.def("quantize_fp8_1x128(Tensor x, Tensor(a!) q, Tensor(b!) scale) -> ()");
   m.def("quantize_fp8_128x128(Tensor w, Tensor(a!) q, Tensor(b!) scale) -> ()");
   m.def("dequantize_fp8_128x128(Tensor q, Tensor scale, Tensor(a!) out) -> ()");
+  m.def("quantize_int4_g128(Tensor w, Tensor(a!) q, Tensor(b!) scale) -> ()");
 
   // gemm: fp8_* take float8_e4m3fn weights with 128x128 scales; the others bfloat16 or float32
   // weights

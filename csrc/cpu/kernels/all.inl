@@ -22,7 +22,8 @@ namespace seekernel::cpu::SEEKERNEL_ISA {
 
 const KernelTable kTable = {
     .norm = {rms_norm, silu_mul},
-    .quantize = {quantize_fp8_1x128, quantize_fp8_128x128, dequantize_fp8_128x128},
+    .quantize = {quantize_fp8_1x128, quantize_fp8_128x128, dequantize_fp8_128x128,
+                 quantize_int4_g128},
     .moe = {moe_gate, moe_finalize},
     .gemm = {gemm_pack, gemm_run, kScratchFloats, kMaxRows},
     .mla_prepare = {mla_prepare, rope_interleaved, mla_gather_latent},

@@ -21,7 +21,12 @@ from seekernel.ops.gemm import (
 )
 from seekernel.ops.moe import MoePlan, Routing, moe_finalize, moe_gate, moe_plan, moe_route
 from seekernel.ops.norm import add_rms_norm, rms_norm, silu_mul
-from seekernel.ops.quantize import dequantize_fp8_128x128, quantize_fp8_1x128, quantize_fp8_128x128
+from seekernel.ops.quantize import (
+    dequantize_fp8_128x128,
+    quantize_fp8_1x128,
+    quantize_fp8_128x128,
+    quantize_int4_g128,
+)
 
 __all__ = [
     "MoePlan",
@@ -47,6 +52,7 @@ __all__ = [
     "moe_route",
     "quantize_fp8_1x128",
     "quantize_fp8_128x128",
+    "quantize_int4_g128",
     "rms_norm",
     "rope_interleaved",
     "router_gemm",
