@@ -1,8 +1,11 @@
 """Typed wrappers of torch.ops.seekernel: one function per op, with its fake beside it."""
 
 from seekernel.ops.attention import (
+    MlaDecodePlan,
     merge_attention_states,
     mla_decode,
+    mla_decode_metadata,
+    mla_decode_plan,
     mla_gather_latent,
     mla_prefill,
     mla_prepare,
@@ -24,6 +27,7 @@ from seekernel.ops.norm import add_rms_norm, rms_norm, silu_mul
 from seekernel.ops.quantize import dequantize_fp8_128x128, quantize_fp8_1x128, quantize_fp8_128x128
 
 __all__ = [
+    "MlaDecodePlan",
     "MoePlan",
     "Routing",
     "add_rms_norm",
@@ -38,6 +42,8 @@ __all__ = [
     "grouped_gemm_swiglu_nt",
     "merge_attention_states",
     "mla_decode",
+    "mla_decode_metadata",
+    "mla_decode_plan",
     "mla_gather_latent",
     "mla_prefill",
     "mla_prepare",
