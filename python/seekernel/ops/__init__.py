@@ -1,8 +1,11 @@
 """Typed wrappers of torch.ops.seekernel: one function per op, with its fake beside it."""
 
 from seekernel.ops.attention import (
+    MlaDecodePlan,
     merge_attention_states,
     mla_decode,
+    mla_decode_metadata,
+    mla_decode_plan,
     mla_gather_latent,
     mla_prefill,
     mla_prepare,
@@ -29,6 +32,7 @@ from seekernel.ops.quantize import (
 )
 
 __all__ = [
+    "MlaDecodePlan",
     "MoePlan",
     "Routing",
     "add_rms_norm",
@@ -43,6 +47,8 @@ __all__ = [
     "grouped_gemm_swiglu_nt",
     "merge_attention_states",
     "mla_decode",
+    "mla_decode_metadata",
+    "mla_decode_plan",
     "mla_gather_latent",
     "mla_prefill",
     "mla_prepare",
