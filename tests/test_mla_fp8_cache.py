@@ -34,11 +34,15 @@ def kv_scale_of(kind: str) -> Tensor | None:
     return torch.tensor([0.0173]) if kind == "flat" else None
 
 
-def rows_of(kind: str, lengths: tuple[int, ...], kv_lora: int = KV_LORA, rope: int = ROPE) -> list[Tensor]:
+def rows_of(
+    kind: str, lengths: tuple[int, ...], kv_lora: int = KV_LORA, rope: int = ROPE
+) -> list[Tensor]:
     """Random cache rows; blocks of very different magnitude, so that a wrong multiplier shows."""
     magnitude = torch.exp2(torch.arange(kv_lora + rope) // 128 * 3.0 - 4)
     return [
-        reference.quantize_latent(torch.randn(n, kv_lora + rope) * magnitude, kv_lora, kv_scale_of(kind))
+        reference.quantize_latent(
+            torch.randn(n, kv_lora + rope) * magnitude, kv_lora, kv_scale_of(kind)
+        )
         for n in lengths
     ]
 
@@ -215,7 +219,9 @@ def test_append_stores_the_codes_of_its_definition(kind: str) -> None:
     arguments["qkv_a"][:, 96 : 96 + KV_LORA] = latent
     arguments["qkv_a"][3, 96 : 96 + KV_LORA] = 0.0
     arguments["positions"] = int32([0] * 50)
-    inverse = 1.0 / torch.sqrt(arguments["qkv_a"][:, 96 : 96 + KV_LORA].square().sum(-1, keepdim=True) / KV_LORA + 1e-6)
+    inverse = 1.0 / torch.sqrt(
+        arguments["qkv_a"][:, 96 : 96 + KV_LORA].square().sum(-1, keepdim=True) / KV_LORA + 1e-6
+    )
     normed = arguments["qkv_a"][:, 96 : 96 + KV_LORA] * inverse * arguments["kv_norm_weight"]
     rows = torch.cat([normed, arguments["qkv_a"][:, 96 + KV_LORA :]], dim=-1)
     want = reference.quantize_latent(rows, KV_LORA, arguments["kv_scale"]).view(torch.uint8)
@@ -243,12 +249,21 @@ def test_append_then_decode_equals_decode_of_the_quantised_rows(kind: str) -> No
             )
         )  # fmt: skip
         latent, k_pe = ops.mla_gather_latent(
-            arguments["kv_cache"], table, int32([0, 50]), 50, dtype=F32, kv_scale=arguments["kv_scale"]
+            arguments["kv_cache"],
+            table,
+            int32([0, 50]),
+            50,
+            dtype=F32,
+            kv_scale=arguments["kv_scale"],
         )
         keys = torch.cat([latent, k_pe], -1)[:, None].expand(-1, 3, -1)
         torch.manual_seed(1)
         want = reference.attention(
-            torch.randn(1, 3, KV_LORA + ROPE).double(), keys.double(), keys[..., :KV_LORA].double(), SCALE, True
+            torch.randn(1, 3, KV_LORA + ROPE).double(),
+            keys.double(),
+            keys[..., :KV_LORA].double(),
+            SCALE,
+            True,
         )
         torch.testing.assert_close(results[-1][0].double(), want[0], rtol=1e-4, atol=1e-4)
         assert_same_bits(results[-1], results[0])
@@ -298,7 +313,9 @@ def test_rejects() -> None:
         "mla_decode: kv_scale: expected shape [1], got shape []",
         call, **{**flat, "kv_scale": torch.tensor(1.0)},
     )  # fmt: skip
-    assert_rejects("kv_scale: expected dtype float32", call, **{**flat, "kv_scale": torch.ones(1).double()})
+    assert_rejects(
+        "kv_scale: expected dtype float32", call, **{**flat, "kv_scale": torch.ones(1).double()}
+    )
     pages = arguments["kv_cache"].shape[0]
     assert_rejects(
         f"mla_decode: kv_cache: expected shape [num_pages={pages}, page_size=64, 656], got shape [{pages}, 64, 655]",

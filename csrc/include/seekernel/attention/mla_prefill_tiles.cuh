@@ -19,7 +19,7 @@ struct mla_prefill_shape_t {
 
 struct mla_prefill_tile_t {
   int32_t head;
-  int32_t q_begin;   // rows of q, kv: of the sequence's first
+  int32_t q_begin;  // rows of q, kv: of the sequence's first
   int32_t kv_begin;
   int32_t s_q, s_kv;
   int32_t query;     // the tile's first, in the sequence

@@ -37,11 +37,11 @@ template <typename Out>
 struct mla_prefill_args_t {
   mla_prefill_shape_t shape;
   Out* out;
-  float* lse;                   // [s_q, h], natural logarithm
-  const void* previous_out;     // [s_q, h, 128], null: nothing to merge with; may be `out`
-  const float* previous_lse;    // [s_q, h]; may be `lse`
+  float* lse;                 // [s_q, h], natural logarithm
+  const void* previous_out;   // [s_q, h, 128], null: nothing to merge with; may be `out`
+  const float* previous_lse;  // [s_q, h]; may be `lse`
   int64_t stride_out_s, stride_out_h, stride_previous_s, stride_previous_h;
-  float scale_log2;             // softmax_scale * log2(e), positive
+  float scale_log2;  // softmax_scale * log2(e), positive
   int32_t previous_is_float;
 };
 
@@ -148,12 +148,8 @@ struct Consumer {
   SEEKERNEL_DEVICE void wait_v(uint32_t n) const {
     ptx::mbarrier_wait_parity(smem + P::kVFull + 8 * stage_of(n), parity_of(n));
   }
-  SEEKERNEL_DEVICE void release_k(uint32_t n) const {
-    arrive(smem + P::kKEmpty + 8 * stage_of(n));
-  }
-  SEEKERNEL_DEVICE void release_v(uint32_t n) const {
-    arrive(smem + P::kVEmpty + 8 * stage_of(n));
-  }
+  SEEKERNEL_DEVICE void release_k(uint32_t n) const { arrive(smem + P::kKEmpty + 8 * stage_of(n)); }
+  SEEKERNEL_DEVICE void release_v(uint32_t n) const { arrive(smem + P::kVEmpty + 8 * stage_of(n)); }
   // The warpgroups take turns: `other` is the barrier that its partner waits at.
   SEEKERNEL_DEVICE void take_turn() const { ptx::bar_sync(1 + warpgroup, 256); }
   SEEKERNEL_DEVICE void give_turn() const { ptx::bar_arrive(2 - warpgroup, 256); }
@@ -162,10 +158,9 @@ struct Consumer {
   SEEKERNEL_DEVICE void issue_scores(float (&s)[64], uint32_t n) const {
     ptx::pin_registers(s);
     ptx::wgmma_fence();
-    const uint64_t q =
-        ptx::wgmma_descriptor_k_major_128b(smem + P::kQ + warpgroup * 64 * 128);
-    const uint64_t k = ptx::wgmma_descriptor_k_major_128b(
-        smem + P::kK + stage_of(n) * kKeyTiles * kTileBytes);
+    const uint64_t q = ptx::wgmma_descriptor_k_major_128b(smem + P::kQ + warpgroup * 64 * 128);
+    const uint64_t k =
+        ptx::wgmma_descriptor_k_major_128b(smem + P::kK + stage_of(n) * kKeyTiles * kTileBytes);
 #pragma unroll
     for (int step = 0; step < 4 * kKeyTiles; ++step) {
       // 16 columns are 32 bytes, in units of 16; 64 columns are a tile.
@@ -341,8 +336,8 @@ struct Consumer {
         o[4 * j + 2 * half + 1] *= keep;
       }
       if (add != 0.0f) {
-        const int64_t offset = row * args.stride_previous_s + tile.head * args.stride_previous_h +
-                               lane % 4 * 2;
+        const int64_t offset =
+            row * args.stride_previous_s + tile.head * args.stride_previous_h + lane % 4 * 2;
 #pragma unroll
         for (int j = 0; j < 16; ++j) {
           const float2 v = load_previous(args, offset + 8 * j);
@@ -360,8 +355,8 @@ struct Consumer {
     if (args.previous_is_float) {
       return *reinterpret_cast<const float2*>(static_cast<const float*>(args.previous_out) + at);
     }
-    const uint32_t pair = *reinterpret_cast<const uint32_t*>(
-        static_cast<const bfloat16_t*>(args.previous_out) + at);
+    const uint32_t pair =
+        *reinterpret_cast<const uint32_t*>(static_cast<const bfloat16_t*>(args.previous_out) + at);
     return make_float2(to_float(pair & 0xFFFFu), __uint_as_float(pair & 0xFFFF0000u));
   }
 
