@@ -75,7 +75,7 @@ def test_decode_logits_do_not_depend_on_the_batch() -> None:
 
 PLANTED_ROUTER = {
     "no start barrier": ("ptx::barrier_cluster_wait();  // every CTA of the cluster has started", ""),
-    "no barrier before the CTA's sums": ("__syncthreads();  // every warp's sums are there", ""),
+    "no barrier before the CTA's sums": ("__syncthreads();              // every warp's sums are there", ""),
     "no barrier before the cluster's sums": (
         "ptx::barrier_cluster_arrive();\n    ptx::barrier_cluster_wait();  // every part has arrived",
         "",
