@@ -6,11 +6,12 @@ import torch
 from torch import Tensor
 
 from seekernel import ops
-from seekernel.model.batch import Batch, Segment
+from seekernel.model.batch import Batch, Segment, cumulative
 from seekernel.model.config import BLOCK, ModelConfig
 from seekernel.model.linear import Linear
 from seekernel.model.weights import WeightSource
 
+MAX_EXPANDED = 16384  # tokens whose keys and values the naive form expands at once
 LATENT_NORM_EPS = 1e-6  # of both low-rank norms, whatever rms_norm_eps says
 
 
@@ -140,14 +141,74 @@ class LatentAttention:
         self.w_uv(weighted, out=out)
 
     def _naive(self, q: Tensor, segment: Segment, kv_cache: Tensor, out: Tensor) -> None:
-        """Attend over keys and values expanded from the latents of all cached and new tokens."""
-        config = self.config
+        """Attend over keys and values expanded from the latents of all cached and new tokens.
+
+        Requests share an expansion while it has at most MAX_EXPANDED tokens; a longer one takes
+        several, whose results are merged, so that memory does not grow with the context.
+        """
+        first_q = 0
+        for begin, end in _groups(segment.lengths):
+            num_new, lengths = segment.num_new[begin:end], segment.lengths[begin:end]
+            table = segment.block_table[begin:end]
+            rows = slice(first_q, first_q + sum(num_new))
+            first_q = rows.stop
+            spans = _spans(lengths[0], num_new[0]) if len(lengths) == 1 else [(0, 0)]
+            if len(spans) == 1:
+                self._expand(q[rows], num_new, lengths, table, kv_cache, True, out[rows])
+                continue
+            page_size = kv_cache.shape[1]
+            total: tuple[Tensor, Tensor] | None = None
+            for a, b in spans:
+                part = self._expand(
+                    q[rows], num_new, (b - a,), table[:, a // page_size :], kv_cache,
+                    b == lengths[0], None,
+                )  # fmt: skip
+                total = part if total is None else _merge(total, part)
+            if total is not None:
+                out[rows] = total[0]
+
+    def _expand(
+        self,
+        q: Tensor,
+        num_new: tuple[int, ...],
+        lengths: tuple[int, ...],
+        block_table: Tensor,
+        kv_cache: Tensor,
+        causal: bool,
+        out: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        config, device = self.config, q.device
+        cu_q = torch.tensor(cumulative(num_new), dtype=torch.int32, device=device)
+        cu_kv = torch.tensor(cumulative(lengths), dtype=torch.int32, device=device)
         latent, k_pe = ops.mla_gather_latent(
-            kv_cache, segment.block_table, segment.cu_seqlens_kv, segment.num_kv,
-            config.kv_lora_rank, dtype=q.dtype,
+            kv_cache, block_table, cu_kv, sum(lengths), config.kv_lora_rank, dtype=q.dtype
+        )
+        kv = self.kv_b_proj(latent).view(sum(lengths), config.num_attention_heads, -1)
+        return ops.mla_prefill(
+            q, kv, k_pe, cu_q, cu_kv, config.softmax_scale, causal=causal, out=out,
+            d_v=config.v_head_dim,
         )  # fmt: skip
-        kv = self.kv_b_proj(latent).view(segment.num_kv, config.num_attention_heads, -1)
-        ops.mla_prefill(
-            q, kv, k_pe, segment.cu_seqlens_q, segment.cu_seqlens_kv, config.softmax_scale,
-            causal=True, out=out, d_v=config.v_head_dim,
-        )  # fmt: skip
+
+
+def _groups(lengths: tuple[int, ...]) -> list[tuple[int, int]]:
+    """Cut requests into runs of at most MAX_EXPANDED tokens together, or of one request."""
+    groups, begin, total = [], 0, 0
+    for index, length in enumerate(lengths):
+        if index > begin and total + length > MAX_EXPANDED:
+            groups.append((begin, index))
+            begin, total = index, 0
+        total += length
+    return [*groups, (begin, len(lengths))]
+
+
+def _spans(length: int, num_new: int) -> list[tuple[int, int]]:
+    """Cut a request's tokens: whole pieces before its new tokens, and the rest."""
+    last = 0 if length <= MAX_EXPANDED else (length - num_new) // MAX_EXPANDED * MAX_EXPANDED
+    return [*((a, a + MAX_EXPANDED) for a in range(0, last, MAX_EXPANDED)), (last, length)]
+
+
+def _merge(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """Join the attention of the same queries over two sets of keys: outputs weighted by exp(lse)."""
+    lse = torch.logaddexp(a[1], b[1])
+    out = a[0] * (a[1] - lse).exp()[..., None] + b[0] * (b[1] - lse).exp()[..., None]
+    return out.to(a[0].dtype), lse

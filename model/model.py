@@ -13,6 +13,7 @@ from seekernel.model.config import ModelConfig
 from seekernel.model.errors import ConfigError, WeightError
 from seekernel.model.layer import DecoderLayer
 from seekernel.model.linear import Linear
+from seekernel.model.mlp import MoE
 from seekernel.model.mtp import MtpModule, duplicates_equal, mtp_names
 from seekernel.model.rope import RopeTable
 from seekernel.model.weights import CheckpointSource, DummySource, WeightSource
@@ -87,6 +88,13 @@ class DeepseekV3ForCausalLM:
         )
         source.check_all_used()
         return model
+
+    def set_moe_max_num_tokens(self, limit: int | None) -> None:
+        """Let the experts take at most so many tokens at once; None: all."""
+        layers = [*self.layers, *([] if self.mtp is None else [self.mtp.layer])]
+        for layer in layers:
+            if isinstance(layer.mlp, MoE):
+                layer.mlp.max_num_tokens = limit
 
     def allocate_kv_cache(self, num_pages: int, page_size: int, dtype: str = "auto") -> KVCache:
         """Return one latent cache per layer, the MTP module's last.
