@@ -1,18 +1,80 @@
-"""A device that only keeps books: it runs the scheduler's plans and checks every row they touch."""
+"""What tests of the engine share: naive generation, and a device that only keeps books.
+
+The book-keeping one runs the scheduler's plans and checks every row they touch.
+"""
 
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
+import pytest
 import torch
 
+from seekernel.engine.checkpoint import default_model_dir
+from seekernel.engine.core import EngineCore
 from seekernel.engine.kv_manager import KVManager
+from seekernel.engine.options import EngineOptions
 from seekernel.engine.outputs import CompletionOutput
 from seekernel.engine.request import TokenSequence
 from seekernel.engine.sampling_params import SamplingParams
 from seekernel.engine.scheduler import Chunk, Decode, Scheduler, StepPlan, extra_rows
+from seekernel.model import DeepseekV3ForCausalLM
+from seekernel.model import batch as batch_module
+from tests.checkpoint_files import write_checkpoint
+from tests.model_testing import Runner
 
 PAGE = 16
+# Two shrunken models with random weights and an MTP module, beside the bundled checkpoint.
+SHRUNKEN: dict[str, dict[str, Any]] = {
+    "fp8_blocks": {"num_nextn_predict_layers": 1},
+    "plain_no_q_lora": {
+        "num_nextn_predict_layers": 1, "quantization_config": None, "q_lora_rank": None,
+        "n_group": 1, "n_routed_experts": 6, "num_experts_per_tok": 3, "n_shared_experts": 2,
+        "num_hidden_layers": 3, "kv_lora_rank": 48, "rope_scaling": None,
+    },
+}  # fmt: skip
+MODELS = ("demo", *SHRUNKEN)
+
+
+def model_dir(name: str, folder: Path) -> Path:
+    """Return the directory of one of MODELS, written below `folder` unless it is the bundled one."""
+    if name == "demo":
+        return default_model_dir()
+    if not (folder / "config.json").exists():
+        write_checkpoint(folder, **SHRUNKEN[name])
+    return folder
+
+
+def naive_greedy(
+    model: DeepseekV3ForCausalLM, prompt: list[int], count: int, dtype: str = "auto"
+) -> list[int]:
+    """Return greedy tokens of one sequence alone, each forward in the absorbed form, no engine."""
+    runner = Runner(model)
+    runner.cache = model.allocate_kv_cache(-(-(len(prompt) + count) // PAGE), PAGE, dtype)
+    runner._free = list(range(len(runner.cache[0])))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(batch_module, "MAX_ABSORBED_TOKENS", 10**9)
+        return runner.greedy(0, prompt, count)[0]
+
+
+def make_core(model: DeepseekV3ForCausalLM, **options: Any) -> EngineCore:
+    return EngineCore(model, EngineOptions(**options), None)
+
+
+def run_core(
+    core: EngineCore, sequences: Sequence[TokenSequence], rng: random.Random | None = None
+) -> None:
+    """Run sequences to their end: all at once, or arriving at random."""
+    waiting = list(reversed(sequences))
+    while waiting or core.has_work:
+        burst = len(waiting) if rng is None else rng.choice([0, 0, 1, 2, 9])
+        for _ in range(min(burst, len(waiting))):
+            core.add(waiting.pop())
+        if core.has_work:
+            core.step()
 
 
 def make_sequence(prompt: int | list[int], max_tokens: int) -> TokenSequence:

@@ -264,7 +264,10 @@ def test_ten_thousand_requests_and_nobody_starves(policy: str) -> None:
         for _ in range(rng.choice([0, 0, 4, 12, 40])):
             if added < total and scheduler.num_waiting < 500:
                 long = rng.random() < 0.02
-                prompt = [rng.randrange(1000) for _ in range(rng.randint(900, 1500) if long else rng.randint(1, 60))]
+                prompt = [
+                    rng.randrange(1000)
+                    for _ in range(rng.randint(900, 1500) if long else rng.randint(1, 60))
+                ]
                 sequence = make_sequence(prompt, rng.randint(1, 16))
                 scheduler.add(sequence)
                 came[sequence.order] = keeper.num_steps

@@ -33,7 +33,7 @@ class Result:
     step: Step
     layout: Layout
     hidden: Tensor
-    logits: Tensor | None
+    logits: Tensor
     chosen: Chosen | None = None
     choices: list[list[Choice | None]] | None = None
 
@@ -82,7 +82,7 @@ class ModelRunner:
         hidden, logits = self._forward(layout)
         result = Result(step, layout, hidden, logits)
         if step.on_device:
-            if logits is not None:
+            if logits.shape[0]:
                 result.chosen = self._choose(layout, logits)
             self._draft(layout, hidden, result.chosen)
         return result
@@ -91,7 +91,7 @@ class ModelRunner:
     def finish(self, result: Result) -> None:
         """Choose on the host where the device could not, then draft."""
         step, layout, logits = result.step, result.layout, result.logits
-        if step.on_device or logits is None:
+        if step.on_device:
             return
         count = len(step.decode_slots)
         first_rows = [index * self._wide for index in range(count)]
@@ -161,6 +161,7 @@ class ModelRunner:
         return table[:, : -(-num_rows // self._page_size)], max(min(num_rows, self._limit), 1)
 
     def _forward(self, layout: Layout) -> tuple[Tensor, Tensor]:
+        """Return hidden states, and logits of the rows that choose (none while prompts are read)."""
         hidden = self.model.forward(layout.token_ids, layout.batch, self.kv_cache)
         wanted = hidden if layout.logit_rows is None else hidden[layout.logit_rows]
         return hidden, self.model.compute_logits(wanted)
