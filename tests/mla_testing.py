@@ -49,6 +49,23 @@ def paged(
     return cache.to(dtype), table
 
 
+def paged_fp8(rows: Sequence[Tensor], page_size: int) -> tuple[Tensor, Tensor]:
+    """As `paged`, of rows that an FP8 cache holds; dead bytes are 0xff: NaN as a code, multiplier or rope."""
+    dtype, row_size = rows[0].dtype, rows[0].shape[-1]
+    counts = [-(-len(row) // page_size) for row in rows]
+    pages = torch.randperm(sum(counts) + 3).int()
+    cache = torch.full((len(pages), page_size, row_size), 0xFF, dtype=torch.uint8)
+    table = torch.full((len(rows), max(counts) + 2), HUGE, dtype=torch.int32)
+    used = 0
+    for request, (row, count) in enumerate(zip(rows, counts, strict=True)):
+        table[request, :count] = pages[used : used + count]
+        used += count
+        token = torch.arange(len(row))
+        page = table[request, token // page_size].long()
+        cache[page, token % page_size] = row.view(torch.uint8)
+    return cache.view(dtype), table
+
+
 @dataclass(frozen=True)
 class Bounds:
     """How far a float32 kernel may be from the truth: out [s_q, h, d_v], lse [s_q, h]."""

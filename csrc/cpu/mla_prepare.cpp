@@ -5,6 +5,7 @@
 #include "cpu/isa.h"
 #include "cpu/paged.h"
 #include "cpu/parallel.h"
+#include "cpu/scratch.h"
 #include "host/check.h"
 
 namespace seekernel::cpu {
@@ -30,7 +31,7 @@ void check_position(const Checker& check, const int32_t* positions, int64_t i, i
 void mla_prepare(const Tensor& qkv_a, const OptionalTensor& q_norm_weight,
                  const Tensor& kv_norm_weight, const Tensor& positions, const Tensor& cos_sin,
                  const Tensor& slots, double eps, const OptionalTensor& q_latent,
-                 const Tensor& kv_cache) {
+                 const Tensor& kv_cache, const OptionalTensor& kv_scale) {
   Checker check("mla_prepare");
   Dim s("s"), q_lora("q_lora"), kv_lora("kv_lora"), max_pos("max_pos"), rope("rope");
   Dim num_pages("num_pages"), page_size("page_size");
@@ -58,7 +59,7 @@ void mla_prepare(const Tensor& qkv_a, const OptionalTensor& q_norm_weight,
         .last_dim_contiguous();
   }
   const PagedCache cache =
-      check_paged_cache(check, kv_cache, num_pages, page_size, kv_lora.value() + rope.value());
+      check_paged_cache(check, kv_cache, kv_scale, num_pages, page_size, kv_lora, rope);
   const auto* position = static_cast<const int32_t*>(positions.const_data_ptr());
   const int64_t num_slots = num_pages.value() * page_size.value();
   for (int64_t i = 0; i < s; ++i) {
@@ -75,8 +76,6 @@ void mla_prepare(const Tensor& qkv_a, const OptionalTensor& q_norm_weight,
       .q_weight_dtype = q_norm_weight.has_value() ? dtype_of(*q_norm_weight) : Dtype::kFloat32,
       .kv_weight_dtype = dtype_of(kv_norm_weight),
       .q_lora = q_lora,
-      .kv_lora = kv_lora,
-      .rope = rope,
       .stride_qkv_s = qkv_a.stride(0),
       .stride_q_latent_s = q_latent.has_value() ? q_latent->stride(0) : 0,
       .stride_cos_sin = cos_sin.stride(0),
@@ -91,7 +90,7 @@ void mla_prepare(const Tensor& qkv_a, const OptionalTensor& q_norm_weight,
       .q_latent = q_latent.has_value() ? q_latent->mutable_data_ptr() : nullptr,
       .cache = cache};
   parallel_chunks(s, rows_per_chunk(qkv_a.size(1) + 1), [&](int64_t begin, int64_t end) {
-    kernels().mla_prepare.mla_prepare(args, begin, end);
+    kernels().mla_prepare.mla_prepare(args, begin, end, thread_scratch(kv_lora + rope));
   });
 }
 
@@ -121,14 +120,15 @@ void rope_interleaved(const Tensor& x, const Tensor& positions, const Tensor& co
 }
 
 void mla_gather_latent(const Tensor& kv_cache, const Tensor& block_table,
-                       const Tensor& cu_seqlens_kv, const Tensor& latent, const Tensor& k_pe) {
+                       const Tensor& cu_seqlens_kv, const Tensor& latent, const Tensor& k_pe,
+                       const OptionalTensor& kv_scale) {
   Checker check("mla_gather_latent");
   Dim b("b"), s_kv("s_kv"), kv_lora("kv_lora"), rope("rope");
   Dim num_pages("num_pages"), page_size("page_size"), max_pages("max_pages");
   check("latent", latent).shape({s_kv, kv_lora}).dtype(kActivations).last_dim_contiguous();
   check("k_pe", k_pe).shape({s_kv, rope}).dtype(kActivations).last_dim_contiguous();
   const PagedCache cache =
-      check_paged_cache(check, kv_cache, num_pages, page_size, kv_lora.value() + rope.value());
+      check_paged_cache(check, kv_cache, kv_scale, num_pages, page_size, kv_lora, rope);
   check("block_table", block_table)
       .shape({b, max_pages})
       .dtype({ScalarType::Int})
@@ -138,8 +138,6 @@ void mla_gather_latent(const Tensor& kv_cache, const Tensor& block_table,
     check_pages(check, block_table, i, offsets[i + 1] - offsets[i], page_size, num_pages);
   }
   const MlaGatherArgs args{.cache = cache,
-                           .kv_lora = kv_lora,
-                           .rope = rope,
                            .latent_dtype = dtype_of(latent),
                            .k_pe_dtype = dtype_of(k_pe),
                            .stride_latent_s = latent.stride(0),
@@ -153,7 +151,7 @@ void mla_gather_latent(const Tensor& kv_cache, const Tensor& block_table,
       const int64_t stop = std::min<int64_t>(end, offsets[request + 1]);
       kernels().mla_prepare.mla_gather_latent(args, table + request * block_table.stride(0),
                                               begin - offsets[request], stop - offsets[request],
-                                              begin);
+                                              begin, thread_scratch(kv_lora + rope));
       begin = stop;
       ++request;
     }

@@ -6,21 +6,25 @@
 #include "cpu/dtype.h"
 #include "cpu/kernels/mla_prepare.h"
 #include "host/check.h"
+#include "host/latent_cache.h"
 
 namespace seekernel::cpu {
 
-inline PagedCache check_paged_cache(const Checker& check, const Tensor& kv_cache, Dim& num_pages,
-                                    Dim& page_size, int64_t row_size) {
-  check("kv_cache", kv_cache)
-      .shape({num_pages, page_size, row_size})
-      .dtype({ScalarType::Float, ScalarType::BFloat16})
-      .last_dim_contiguous();
-  check.require(page_size.value() > 0, "kv_cache: expected page_size > 0, got 0");
-  return {.dtype = dtype_of(kv_cache),
+inline PagedCache check_paged_cache(const Checker& check, const Tensor& kv_cache,
+                                    const OptionalTensor& kv_scale, Dim& num_pages, Dim& page_size,
+                                    int64_t kv_lora, int64_t rope) {
+  const LatentCache cache =
+      check_latent_cache(check, kv_cache, kv_scale, num_pages, page_size, kv_lora, rope);
+  const bool blocks = cache.format == LatentFormat::kBlocks;
+  return {.dtype = blocks ? Dtype::kFloat8E4M3 : dtype_of(kv_cache),
+          .blocks = blocks,
+          .kv_lora = kv_lora,
+          .rope = rope,
           .page_size = page_size,
-          .stride_page = kv_cache.stride(0),
-          .stride_row = kv_cache.stride(1),
-          .data = kv_cache.mutable_data_ptr()};
+          .stride_page = cache.stride_page,
+          .stride_row = cache.stride_row,
+          .scale = cache.kv_scale == nullptr ? 1.0f : *cache.kv_scale,
+          .data = cache.data};
 }
 
 // Offsets of b ragged rows: [b + 1] int32, from 0, ascending, up to `total`.

@@ -29,18 +29,23 @@ STABLE_TORCH_LIBRARY(seekernel, m) {
   // attention
   m.def(
       "mla_prepare(Tensor qkv_a, Tensor? q_norm_weight, Tensor kv_norm_weight, Tensor positions, "
-      "Tensor cos_sin, Tensor slots, float eps, Tensor(a!)? q_latent, Tensor(b!) kv_cache) -> ()");
+      "Tensor cos_sin, Tensor slots, float eps, Tensor(a!)? q_latent, Tensor(b!) kv_cache, "
+      "Tensor? kv_scale=None) -> ()");
   m.def("rope_interleaved(Tensor(a!) x, Tensor positions, Tensor cos_sin) -> ()");
   m.def(
       "mla_decode(Tensor q, Tensor kv_cache, Tensor block_table, Tensor seq_lens, "
       "Tensor cu_seqlens_q, float softmax_scale, bool causal, int d_v, Tensor(a!) out, "
-      "Tensor(b!) lse) -> ()");
+      "Tensor(b!) lse, Tensor? kv_scale=None) -> ()");
   m.def(
       "mla_prefill(Tensor q, Tensor kv, Tensor k_pe, Tensor cu_seqlens_q, Tensor cu_seqlens_kv, "
-      "float softmax_scale, bool causal, Tensor(a!) out, Tensor(b!) lse) -> ()");
+      "float softmax_scale, bool causal, Tensor(a!) out, Tensor(b!) lse, Tensor? previous_out=None, "
+      "Tensor? previous_lse=None) -> ()");
+  m.def(
+      "merge_attention_states(Tensor out_a, Tensor lse_a, Tensor out_b, Tensor lse_b, "
+      "Tensor(a!) out, Tensor(b!) lse) -> ()");
   m.def(
       "mla_gather_latent(Tensor kv_cache, Tensor block_table, Tensor cu_seqlens_kv, "
-      "Tensor(a!) latent, Tensor(b!) k_pe) -> ()");
+      "Tensor(a!) latent, Tensor(b!) k_pe, Tensor? kv_scale=None) -> ()");
 
   // moe
   m.def(

@@ -12,6 +12,8 @@ namespace seekernel::cpu::SEEKERNEL_ISA {
 #include "cpu/kernels/norm.inl"
 #include "cpu/kernels/quantize.inl"
 //
+#include "cpu/kernels/latent_fp8.inl"
+//
 #include "cpu/kernels/mla_prepare.inl"
 //
 #include "cpu/kernels/attention_panel.inl"
@@ -26,7 +28,7 @@ const KernelTable kTable = {
     .mla_prepare = {mla_prepare, rope_interleaved, mla_gather_latent},
     .attention = {kRowsPerPanel, kPrefillQueries, partial_size, decode_scratch_size,
                   prefill_scratch_size, mla_decode_chunk, mla_decode_merge, mla_decode_finish,
-                  mla_prefill_block},
+                  mla_prefill_block, merge_attention_states},
 };
 
 }  // namespace seekernel::cpu::SEEKERNEL_ISA

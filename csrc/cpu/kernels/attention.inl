@@ -23,34 +23,44 @@ SEEKERNEL_INLINE int64_t decode_row_size(const MlaDecodeArgs& args) {
   return d_v_padded > args.d_qk ? d_v_padded : args.d_qk;
 }
 
-static int64_t decode_scratch_size(const MlaDecodeArgs& args) {
-  return kRowsPerPanel * args.d_qk + kDecodeKeys * (kRowsPerPanel + decode_row_size(args));
+SEEKERNEL_INLINE int64_t num_panels(int64_t heads) {
+  return (heads + kRowsPerPanel - 1) / kRowsPerPanel;
+}
+
+static int64_t decode_scratch_size(const MlaDecodeArgs& args, int64_t heads) {
+  return num_panels(heads) * kRowsPerPanel * args.d_qk +
+         kDecodeKeys * (kRowsPerPanel + decode_row_size(args));
 }
 
 static void mla_decode_chunk(const MlaDecodeArgs& args, const MlaDecodeToken& token,
                              int64_t head_begin, int64_t head_end, int64_t key_begin,
                              int64_t key_end, float* scratch, float* partial) {
-  const int64_t rows = head_end - head_begin, row_size = decode_row_size(args);
+  const ExactSubnormals exact;
+  const int64_t heads = head_end - head_begin, panels = num_panels(heads);
+  const int64_t row_size = decode_row_size(args), panel_size = partial_size(args.d_v);
   const int64_t page_size = args.cache.page_size;
   // A row as it lies in the cache serves when it is float and the last value vector stays inside
   // it.
   const bool in_place = args.cache.dtype == Dtype::kFloat32 && row_size == args.d_qk;
   float* query = scratch;
-  float* scores = query + kRowsPerPanel * args.d_qk;
+  float* scores = query + panels * kRowsPerPanel * args.d_qk;
   float* widened = scores + kDecodeKeys * kRowsPerPanel;
-  with_activation_type(args.q_dtype, [&](auto element) {
-    using T = decltype(element);
-    const T* q = static_cast<const T*>(args.q) + token.row * args.stride_q_s;
-    pack_panel(q + head_begin * args.stride_q_h, args.stride_q_h, rows, args.d_qk, args.scale,
-               query);
-  });
-  const PanelState state = partial_state(partial, args.d_v);
-  reset_panel(state, rows);
-  const int64_t element_bytes = args.cache.dtype == Dtype::kFloat32 ? 4 : 2;
+  const auto rows_of = [&](int64_t panel) {
+    const int64_t left = heads - panel * kRowsPerPanel;
+    return left < kRowsPerPanel ? left : int64_t{kRowsPerPanel};
+  };
+  for (int64_t panel = 0; panel < panels; ++panel) {
+    with_activation_type(args.q_dtype, [&](auto element) {
+      using T = decltype(element);
+      const T* q = static_cast<const T*>(args.q) + token.row * args.stride_q_s;
+      pack_panel(q + (head_begin + panel * kRowsPerPanel) * args.stride_q_h, args.stride_q_h,
+                 rows_of(panel), args.d_qk, args.scale, query + panel * kRowsPerPanel * args.d_qk);
+    });
+    reset_panel(partial_state(partial + panel * panel_size, args.d_v), rows_of(panel));
+  }
+  const int64_t row_bytes = latent_row_bytes(args.cache);
   const auto key_row = [&](int64_t key) {
-    const int64_t page = token.pages[key / page_size], row = key % page_size;
-    const int64_t element = page * args.cache.stride_page + row * args.cache.stride_row;
-    return static_cast<const char*>(args.cache.data) + element * element_bytes;
+    return cache_row(args.cache, token.pages[key / page_size], key % page_size);
   };
   const float* keys[kDecodeKeys];
   const char* next[kDecodeKeys];
@@ -61,10 +71,8 @@ static void mla_decode_chunk(const MlaDecodeArgs& args, const MlaDecodeToken& to
       float* to = widened + k * row_size;
       keys[k] = in_place ? reinterpret_cast<const float*>(row) : to;
       if (in_place) continue;
-      with_activation_type(args.cache.dtype, [&](auto element) {
-        using T = decltype(element);
-        widen_row(reinterpret_cast<const T*>(row), args.d_qk, row_size, to);
-      });
+      widen_latent_row(args.cache, row, to);
+      for (int64_t i = args.d_qk; i < row_size; ++i) to[i] = 0.0f;
     }
     for (int64_t k = num_keys; k % kKeysPerTile != 0; ++k) keys[k] = keys[num_keys - 1];
     // The next block may be the next chunk's: then it is most often this thread's next work.
@@ -74,14 +82,67 @@ static void mla_decode_chunk(const MlaDecodeArgs& args, const MlaDecodeToken& to
       for (int64_t k = 0; k < kDecodeKeys; ++k) {
         next[k] = after + k < token.num_keys ? key_row(after + k) : next[0];
       }
-      fetch = {next, args.d_qk * element_bytes};
+      fetch = {next, row_bytes};
     }
-    panel_step(query, args.d_qk, keys, keys, num_keys, nullptr, rows, fetch, scores, state);
+    for (int64_t panel = 0; panel < panels; ++panel) {
+      panel_step(query + panel * kRowsPerPanel * args.d_qk, args.d_qk, keys, keys, num_keys,
+                 nullptr, rows_of(panel), panel == 0 ? fetch : NextKeys{}, scores,
+                 partial_state(partial + panel * panel_size, args.d_v));
+    }
   }
 }
 
-static void mla_decode_merge(const MlaDecodeArgs& args, int64_t rows, const float* partial,
-                             float* total) {
+// The online-softmax state of one row.
+struct RowState {
+  float* max;
+  float* denominator;
+  float* sums;
+};
+
+// Adds a finished row: softmax over other keys, whose weights sum to e^lse. With lse = -inf there
+// were none, and `out` is not looked at.
+template <class T>
+SEEKERNEL_INLINE void add_finished_row(const T* out, float lse, int64_t d_v,
+                                       const RowState& state) {
+  if (lse == -__builtin_inff()) return;
+  const float exponent = lse * 1.44269504f;
+  const float base = exponent > *state.max ? exponent : *state.max;
+  const float keep = exp2_nonpositive(splat(*state.max - base))[0];
+  const float add = exp2_nonpositive(splat(exponent - base))[0];
+  *state.max = base;
+  *state.denominator = *state.denominator * keep + add;
+  const int64_t n_vector = d_v - d_v % kWidth;
+  for (int64_t i = 0; i < n_vector; i += kWidth) {
+    store(state.sums + i, load(state.sums + i) * keep + load(out + i) * add);
+  }
+  for (int64_t i = n_vector; i < d_v; ++i) {
+    state.sums[i] = state.sums[i] * keep + to_float(out[i]) * add;
+  }
+}
+
+static void merge_attention_states(const MergeStatesArgs& args, int64_t row_begin, int64_t row_end,
+                                   float* scratch) {
+  for (int64_t row = row_begin; row < row_end; ++row) {
+    const int64_t s = row / args.h, head = row % args.h;
+    float max = -__builtin_inff(), denominator = 0.0f;
+    for (int64_t i = 0; i < args.d_v; ++i) scratch[i] = 0.0f;
+    for (const AttentionState& state : args.states) {
+      with_activation_type(state.dtype, [&](auto element) {
+        using T = decltype(element);
+        const T* out = static_cast<const T*>(state.out) + s * state.stride_s + head * state.stride_h;
+        add_finished_row(out, state.lse[row], args.d_v, {&max, &denominator, scratch});
+      });
+    }
+    with_activation_type(args.out_dtype, [&](auto element) {
+      using Out = decltype(element);
+      Out* out = static_cast<Out*>(args.out) + s * args.stride_out_s + head * args.stride_out_h;
+      finish_row(scratch, max, denominator, args.d_v, out, args.lse + row);
+    });
+  }
+}
+
+SEEKERNEL_INLINE void merge_partial(const MlaDecodeArgs& args, int64_t rows, const float* partial,
+                                    float* total) {
   const PanelState to = partial_state(total, args.d_v);
   const PanelState from = partial_state(const_cast<float*>(partial), args.d_v);
   for (int64_t row = 0; row < rows; ++row) {
@@ -99,11 +160,22 @@ static void mla_decode_merge(const MlaDecodeArgs& args, int64_t rows, const floa
   }
 }
 
+static void mla_decode_merge(const MlaDecodeArgs& args, int64_t heads, const float* partial,
+                             float* total) {
+  for (int64_t first = 0; first < heads; first += kRowsPerPanel) {
+    const int64_t offset = first / kRowsPerPanel * partial_size(args.d_v);
+    const int64_t rows = heads - first < kRowsPerPanel ? heads - first : kRowsPerPanel;
+    merge_partial(args, rows, partial + offset, total + offset);
+  }
+}
+
 static void mla_decode_finish(const MlaDecodeArgs& args, const MlaDecodeToken& token,
                               int64_t head_begin, int64_t head_end, const float* total) {
-  const PanelState state = partial_state(const_cast<float*>(total), args.d_v);
   for (int64_t head = head_begin; head < head_end; ++head) {
-    const int64_t row = head - head_begin;
+    const int64_t panel = (head - head_begin) / kRowsPerPanel;
+    const int64_t row = (head - head_begin) % kRowsPerPanel;
+    const PanelState state =
+        partial_state(const_cast<float*>(total) + panel * partial_size(args.d_v), args.d_v);
     with_activation_type(args.out_dtype, [&](auto element) {
       using Out = decltype(element);
       Out* out =
@@ -191,6 +263,18 @@ static void mla_prefill_block(const MlaPrefillArgs& args, const MlaPrefillSequen
                   .denominator = denominator + row,
                   .sums = sums + row * d_v_padded,
                   .d_v_padded = d_v_padded});
+    }
+  }
+  if (args.previous_out != nullptr) {
+    for (int64_t row = 0; row < rows; ++row) {
+      const int64_t token = sequence.q_begin + begin + row;
+      const RowState state{max + row, denominator + row, sums + row * d_v_padded};
+      with_activation_type(args.previous_dtype, [&](auto element) {
+        using T = decltype(element);
+        const T* previous = static_cast<const T*>(args.previous_out) +
+                            token * args.stride_previous_s + head * args.stride_previous_h;
+        add_finished_row(previous, args.previous_lse[token * args.h + head], args.d_v, state);
+      });
     }
   }
   with_activation_type(args.out_dtype, [&](auto element) {

@@ -6,12 +6,17 @@
 
 namespace seekernel::cpu {
 
-// Row `slot` of a paged cache sits at page slot / page_size, row slot % page_size.
+// Row `slot` of a paged cache sits at page slot / page_size, row slot % page_size. The formats are
+// those of host/latent_cache.h.
 struct PagedCache {
   Dtype dtype;
+  bool blocks;  // e4m3 with a multiplier per 128 latent values and a bfloat16 rope key
+  int64_t kv_lora;
+  int64_t rope;
   int64_t page_size;
   int64_t stride_page;  // elements
   int64_t stride_row;
+  float scale;  // of e4m3 without blocks
   void* data;
 };
 
@@ -20,8 +25,6 @@ struct MlaPrepareArgs {
   Dtype q_weight_dtype;
   Dtype kv_weight_dtype;
   int64_t q_lora;  // 0: qkv_a holds no query part
-  int64_t kv_lora;
-  int64_t rope;
   int64_t stride_qkv_s;
   int64_t stride_q_latent_s;
   int64_t stride_cos_sin;
@@ -51,8 +54,6 @@ struct RopeArgs {
 
 struct MlaGatherArgs {
   PagedCache cache;
-  int64_t kv_lora;
-  int64_t rope;
   Dtype latent_dtype;
   Dtype k_pe_dtype;
   int64_t stride_latent_s;
@@ -61,12 +62,14 @@ struct MlaGatherArgs {
   void* k_pe;
 };
 
+// `scratch` holds kv_lora + rope floats.
 struct MlaPrepareKernels {
-  void (*mla_prepare)(const MlaPrepareArgs& args, int64_t row_begin, int64_t row_end);
+  void (*mla_prepare)(const MlaPrepareArgs& args, int64_t row_begin, int64_t row_end,
+                      float* scratch);
   void (*rope_interleaved)(const RopeArgs& args, int64_t row_begin, int64_t row_end);
   // Tokens [token_begin, token_end) of the request whose pages are given go to rows from row_begin.
   void (*mla_gather_latent)(const MlaGatherArgs& args, const int32_t* pages, int64_t token_begin,
-                            int64_t token_end, int64_t row_begin);
+                            int64_t token_end, int64_t row_begin, float* scratch);
 };
 
 }  // namespace seekernel::cpu

@@ -1,4 +1,5 @@
 // mla_prepare, rope_interleaved, mla_gather_latent: rows are independent, nothing is shared.
+// `scratch` holds the kv_lora + rope floats of one row.
 
 // Calls f with a value of the type that `dtype` names, so that one body serves every pair of types.
 template <class F>
@@ -10,16 +11,9 @@ SEEKERNEL_INLINE void with_activation_type(Dtype dtype, const F& f) {
   }
 }
 
-template <class T>
-SEEKERNEL_INLINE T* cache_row(const PagedCache& cache, int64_t page, int64_t row) {
-  return static_cast<T*>(cache.data) + page * cache.stride_page + row * cache.stride_row;
-}
-
-template <class From, class To>
-SEEKERNEL_INLINE void convert_row(const From* from, int64_t n, To* to) {
-  const int64_t n_vector = n - n % kWidth;
-  for (int64_t i = 0; i < n_vector; i += kWidth) store(to + i, load(from + i));
-  for (int64_t i = n_vector; i < n; ++i) store_one(to + i, to_float(from[i]));
+SEEKERNEL_INLINE char* cache_row(const PagedCache& cache, int64_t page, int64_t row) {
+  const int64_t element = page * cache.stride_page + row * cache.stride_row;
+  return static_cast<char*>(cache.data) + element * cache_element_bytes(cache);
 }
 
 template <class T, class W, class Out>
@@ -50,8 +44,21 @@ SEEKERNEL_INLINE void rope_row(const T* x, const float* cos_sin, int64_t rope, O
   }
 }
 
+// [rms_norm(latent), rope_interleaved(k_pe)] of one row.
+template <class T, class Out>
+SEEKERNEL_INLINE void latent_row(const MlaPrepareArgs& args, int64_t row, const T* x, Out* out) {
+  with_activation_type(args.kv_weight_dtype, [&](auto weight) {
+    using W = decltype(weight);
+    rms_row(x, static_cast<const W*>(args.kv_norm_weight), args.cache.kv_lora, args.eps, out);
+  });
+  rope_row(x + args.cache.kv_lora, args.cos_sin + args.positions[row] * args.stride_cos_sin,
+           args.cache.rope, out + args.cache.kv_lora);
+}
+
 template <class T>
-static void mla_prepare_rows(const MlaPrepareArgs& args, int64_t row_begin, int64_t row_end) {
+static void mla_prepare_rows(const MlaPrepareArgs& args, int64_t row_begin, int64_t row_end,
+                             float* scratch) {
+  const PagedCache& cache = args.cache;
   for (int64_t row = row_begin; row < row_end; ++row) {
     const T* x = static_cast<const T*>(args.qkv_a) + row * args.stride_qkv_s;
     if (args.q_lora > 0) {
@@ -65,23 +72,24 @@ static void mla_prepare_rows(const MlaPrepareArgs& args, int64_t row_begin, int6
     const int64_t slot = args.wide_slots ? static_cast<const int64_t*>(args.slots)[row]
                                          : static_cast<const int32_t*>(args.slots)[row];
     if (slot < 0) continue;
-    with_activation_type(args.cache.dtype, [&](auto element) {
-      using Out = decltype(element);
-      Out* out =
-          cache_row<Out>(args.cache, slot / args.cache.page_size, slot % args.cache.page_size);
-      with_activation_type(args.kv_weight_dtype, [&](auto weight) {
-        using W = decltype(weight);
-        rms_row(x, static_cast<const W*>(args.kv_norm_weight), args.kv_lora, args.eps, out);
-      });
-      rope_row(x + args.kv_lora, args.cos_sin + args.positions[row] * args.stride_cos_sin,
-               args.rope, out + args.kv_lora);
-    });
+    char* out = cache_row(cache, slot / cache.page_size, slot % cache.page_size);
+    if (cache.dtype == Dtype::kFloat8E4M3) {
+      latent_row(args, row, x, scratch);
+      quantize_latent_row(cache, scratch, out);
+    } else if (cache.dtype == Dtype::kFloat32) {
+      latent_row(args, row, x, reinterpret_cast<float*>(out));
+    } else {
+      latent_row(args, row, x, reinterpret_cast<bfloat16*>(out));
+    }
   }
 }
 
-static void mla_prepare(const MlaPrepareArgs& args, int64_t row_begin, int64_t row_end) {
-  if (args.dtype == Dtype::kFloat32) return mla_prepare_rows<float>(args, row_begin, row_end);
-  mla_prepare_rows<bfloat16>(args, row_begin, row_end);
+static void mla_prepare(const MlaPrepareArgs& args, int64_t row_begin, int64_t row_end,
+                        float* scratch) {
+  if (args.dtype == Dtype::kFloat32) {
+    return mla_prepare_rows<float>(args, row_begin, row_end, scratch);
+  }
+  mla_prepare_rows<bfloat16>(args, row_begin, row_end, scratch);
 }
 
 static void rope_interleaved(const RopeArgs& args, int64_t row_begin, int64_t row_end) {
@@ -98,22 +106,22 @@ static void rope_interleaved(const RopeArgs& args, int64_t row_begin, int64_t ro
 }
 
 static void mla_gather_latent(const MlaGatherArgs& args, const int32_t* pages, int64_t token_begin,
-                              int64_t token_end, int64_t row_begin) {
-  const int64_t page_size = args.cache.page_size;
+                              int64_t token_end, int64_t row_begin, float* scratch) {
+  const ExactSubnormals exact;
+  const PagedCache& cache = args.cache;
   for (int64_t token = token_begin; token < token_end; ++token) {
     const int64_t row = row_begin + token - token_begin;
-    with_activation_type(args.cache.dtype, [&](auto element) {
-      using From = decltype(element);
-      const From* from = cache_row<From>(args.cache, pages[token / page_size], token % page_size);
-      with_activation_type(args.latent_dtype, [&](auto to) {
-        using To = decltype(to);
-        convert_row(from, args.kv_lora, static_cast<To*>(args.latent) + row * args.stride_latent_s);
-      });
-      with_activation_type(args.k_pe_dtype, [&](auto to) {
-        using To = decltype(to);
-        convert_row(from + args.kv_lora, args.rope,
-                    static_cast<To*>(args.k_pe) + row * args.stride_k_pe_s);
-      });
+    const float* from = scratch;
+    widen_latent_row(
+        cache, cache_row(cache, pages[token / cache.page_size], token % cache.page_size), scratch);
+    with_activation_type(args.latent_dtype, [&](auto to) {
+      using To = decltype(to);
+      convert_row(from, cache.kv_lora, static_cast<To*>(args.latent) + row * args.stride_latent_s);
+    });
+    with_activation_type(args.k_pe_dtype, [&](auto to) {
+      using To = decltype(to);
+      convert_row(from + cache.kv_lora, cache.rope,
+                  static_cast<To*>(args.k_pe) + row * args.stride_k_pe_s);
     });
   }
 }

@@ -1,6 +1,7 @@
 """Typed wrappers of torch.ops.seekernel: one function per op, with its fake beside it."""
 
 from seekernel.ops.attention import (
+    merge_attention_states,
     mla_decode,
     mla_gather_latent,
     mla_prefill,
@@ -34,6 +35,7 @@ __all__ = [
     "gemm_nt",
     "grouped_gemm_nt",
     "grouped_gemm_swiglu_nt",
+    "merge_attention_states",
     "mla_decode",
     "mla_gather_latent",
     "mla_prefill",

@@ -6,10 +6,13 @@ precision: float64 is the truth, bfloat16 the naive low-precision version that s
 
 from seekernel.reference.attention import (
     attention,
+    latent_values,
+    merge_attention_states,
     mla_decode,
     mla_gather_latent,
     mla_prefill,
     mla_prepare,
+    quantize_latent,
     rope_interleaved,
 )
 from seekernel.reference.gemm import (
@@ -44,6 +47,8 @@ __all__ = [
     "gemm_nt",
     "grouped_gemm_nt",
     "grouped_gemm_swiglu_nt",
+    "latent_values",
+    "merge_attention_states",
     "mla_decode",
     "mla_gather_latent",
     "mla_prefill",
@@ -54,6 +59,7 @@ __all__ = [
     "moe_plan",
     "quantize_fp8_1x128",
     "quantize_fp8_128x128",
+    "quantize_latent",
     "rms_norm",
     "rope_interleaved",
     "router_gemm",
