@@ -111,7 +111,10 @@ class Build(BuildExtension):
         target = Path(self.build_temp).resolve() / source.relative_to(ROOT).with_suffix(".cu.o")
         depfile = target.with_suffix(".d")
         if target.exists() and depfile.exists():
-            inputs = [Path(__file__), *(ROOT / name for name in depfile_inputs(depfile.read_text()))]
+            inputs = [
+                Path(__file__),
+                *(ROOT / name for name in depfile_inputs(depfile.read_text())),
+            ]
             built = target.stat().st_mtime
             if all(path.exists() and path.stat().st_mtime < built for path in inputs):
                 return target
@@ -170,7 +173,7 @@ def jit_extension() -> Extension:
     ext = Extension(
         "seekernel._jit",
         sorted(str(path.relative_to(ROOT)) for path in sources),
-        include_dirs=[str(ROOT / "csrc"), pybind11.get_include()],
+        include_dirs=[str(ROOT / "csrc"), str(ROOT / "csrc" / "include"), pybind11.get_include()],
         language="c++",
         libraries=["dl"],
     )

@@ -21,7 +21,17 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
     {
         "sm90_fp8_gemm_nt": Family(
             "seekernel/gemm/sm90_fp8_gemm_nt.cuh",
-            ("SHAPE_N", "SHAPE_K", "BLOCK_M", "BLOCK_N", "kStages"),
+            (
+                "SHAPE_N",
+                "SHAPE_K",
+                "BLOCK_M",
+                "BLOCK_N",
+                "kStages",
+                "kKind",
+                "kOutput",
+                "kMulticast",
+                "kGather",
+            ),
         ),
     }
 )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import mmap
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,11 @@ OTHER_DTYPE_BITS = {
     "BOOL": 8, "U8": 8, "I8": 8, "F8_E5M2": 8, "F8_E8M0": 8, "I16": 16, "U16": 16,
     "I32": 32, "U32": 32, "F64": 64, "I64": 64, "U64": 64, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6,
 }  # fmt: skip
+
+
+def dtype_bits(dtype: str) -> int:
+    """Bits of one element of a dtype as the format spells it. Errors: KeyError."""
+    return DTYPES[dtype].itemsize * 8 if dtype in DTYPES else OTHER_DTYPE_BITS[dtype]
 
 
 @dataclass(frozen=True)
@@ -75,7 +81,8 @@ class SafetensorsFile:
             raise WeightError(f"{self.path}: header is not valid JSON: {error}") from None
         if not isinstance(header, dict):
             raise WeightError(f"{self.path}: header: expected an object")
-        header.pop("__metadata__", None)
+        metadata = header.pop("__metadata__", None)
+        self.metadata = metadata if isinstance(metadata, dict) else {}
         begin = 8 + header_bytes
         entries = {name: self._entry(name, raw, size - begin) for name, raw in header.items()}
         covered = 0
@@ -106,7 +113,7 @@ class SafetensorsFile:
         if not isinstance(offsets, list) or len(offsets) != 2 or not all(map(_is_size, offsets)):
             raise damaged("two data_offsets")
         begin, end = offsets
-        bits = DTYPES[dtype].itemsize * 8 if dtype in DTYPES else OTHER_DTYPE_BITS[dtype]
+        bits = dtype_bits(dtype)
         count = 1
         for value in shape:
             count *= value
@@ -129,9 +136,22 @@ class SafetensorsFile:
             else raw.clone().view(DTYPES[entry.dtype])
         )
         destination.copy_(source.view(entry.shape).view(destination.shape))
+        self._give_back(begin, raw.numel())
+
+    def chunks(self, name: str, chunk_bytes: int = 16 << 20) -> Iterator[bytes]:
+        """The tensor's bytes in order, whatever its dtype, in pieces that are not kept in memory."""
+        entry = self.entries[name]
+        for begin in range(entry.begin, entry.end, chunk_bytes):
+            first = self._data_begin + begin
+            size = min(chunk_bytes, entry.end - begin)
+            yield self._map[first : first + size]
+            self._give_back(first, size)
+
+    def _give_back(self, begin: int, num_bytes: int) -> None:
+        """Drop the pages of a range from memory; the file has them."""
         first_page = begin // mmap.PAGESIZE * mmap.PAGESIZE
         if hasattr(mmap, "MADV_DONTNEED"):
-            self._map.madvise(mmap.MADV_DONTNEED, first_page, begin + raw.numel() - first_page)
+            self._map.madvise(mmap.MADV_DONTNEED, first_page, begin + num_bytes - first_page)
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -175,13 +175,13 @@ class DummySource(WeightSource):
 
     def __contains__(self, name: str) -> bool:
         if name.endswith(SCALE_SUFFIX):
-            return self._fp8 and _is_quantised(name.removesuffix(SCALE_SUFFIX))
+            return self._fp8 and is_quantised_name(name.removesuffix(SCALE_SUFFIX))
         return True
 
     def dtype(self, name: str) -> torch.dtype:
         if name.endswith((SCALE_SUFFIX, "e_score_correction_bias")):
             return torch.float32
-        return FP8 if self._fp8 and _is_quantised(name) else torch.bfloat16
+        return FP8 if self._fp8 and is_quantised_name(name) else torch.bfloat16
 
     def read_into(self, name: str, destination: Tensor) -> None:
         if destination.dtype == FP8:
@@ -202,7 +202,7 @@ class DummySource(WeightSource):
             destination.normal_(0.0, deviation, generator=self._generator)
 
 
-def _is_quantised(name: str) -> bool:
+def is_quantised_name(name: str) -> bool:
     """Whether DeepSeek's FP8 checkpoints quantise this weight (embedding, head, norms, gate stay)."""
     return (name.endswith("_proj.weight") and not name.endswith("eh_proj.weight")) or name.endswith(
         "kv_a_proj_with_mqa.weight"

@@ -60,4 +60,6 @@ def opcheck(name: str, *args: Any) -> None:
 def _tensors(value: Any) -> list[Tensor]:
     if isinstance(value, Tensor):
         return [value.contiguous().reshape(-1)]
+    if value is None:
+        return []
     return [tensor for item in value for tensor in _tensors(item)]

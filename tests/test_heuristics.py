@@ -51,6 +51,27 @@ def test_a_million_shapes_get_a_config_that_fits() -> None:
     assert num_checked >= 1_000_000
 
 
+@pytest.mark.parametrize("kind", range(6))
+@pytest.mark.parametrize(("output", "gather"), [(0, False), (1, False), (2, False), (2, True)])
+def test_every_kind_and_output_gets_a_config_that_fits(
+    kind: int, output: int, gather: bool
+) -> None:
+    if gather and kind == 1:
+        with pytest.raises(ValueError, match="gather: expected"):
+            _jit.choose_gemm(64, 512, 512, kind=kind, output=output, gather=gather)
+        return
+    ms, ns, ks = [1, 7, 64, 65, 300, 5000], [256, 512, 4096, 36864], [128, 512, 2048, 7168, 18432]
+    grouped = kind > 1
+    assert _jit.check_gemm_grid(ms, ns, ks, [78, 132], grouped, False, kind, output, gather) == 240
+    for m in ms:
+        config = _jit.choose_gemm(m, 4096, 7168, 8, grouped, kind=kind, output=output, gather=gather)
+        assert (config.kind, config.output, config.gather) == (kind, output, gather)
+        if kind == 3:
+            assert config.block_m * (2 if config.multicast == 2 else 1) <= 128
+        if output == 2:
+            assert config.block_n == 128
+
+
 @given(
     m=st.integers(1, 1 << 20),
     n=st.integers(1, 1 << 13).map(lambda i: 8 * i),
@@ -81,6 +102,7 @@ def test_shared_memory_and_registers_fit(
         ((1, 8, -128), "k: expected a positive multiple of 128, got -128"),
         ((1, 8, 1 << 21), "k: expected at most 1048576, got 2097152"),
         ((1, 8, 128, 0), "num_groups: expected at least 1, got 0"),
+        ((1, 136, 128, 1, False, 132, False, 0, 2), "n: expected a multiple of 256 for gate and up"),
         ((1, 8, 128, 1, False, 0), "num_sms: expected at least 1, got 0"),
     ],
 )

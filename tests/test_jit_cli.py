@@ -74,7 +74,7 @@ def test_every_kernel_that_is_asked_for_later_is_in_the_list() -> None:
     for n, k in gemm_shapes(V3):
         for m in range(1, 1001):
             c = _jit.choose_gemm(m, n, k)
-            spec = kernel_spec("sm90_fp8_gemm_nt", (0, 0, c.block_m, c.block_n, c.num_stages))
+            spec = kernel_spec("sm90_fp8_gemm_nt", c.parameters)
             assert spec in specs, (m, n, k)
 
 

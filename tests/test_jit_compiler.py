@@ -28,7 +28,15 @@ from seekernel.jit.headers import installed_headers, reached_headers
 from tests.jit_testing import TINY_HEADERS, nvcc_or_skip, nvrtc_or_skip, tiny_spec
 
 ROOT = Path(__file__).resolve().parent.parent
-GEMM_CONFIGS = [(64, 16, 8), (64, 32, 4), (64, 64, 4), (64, 128, 6), (128, 32, 3), (128, 128, 5)]
+GEMM_CONFIGS = [
+    _jit.GemmConfig(False, 64, 16, 8),
+    _jit.GemmConfig(False, 64, 64, 4, kind=1),
+    _jit.GemmConfig(False, 64, 128, 6, kind=2, output=1),
+    _jit.GemmConfig(False, 128, 32, 3, multicast=2),
+    _jit.GemmConfig(False, 128, 128, 5, multicast=1),
+    _jit.GemmConfig(False, 256, 128, 3, kind=5),
+    _jit.GemmConfig(False, 128, 128, 4, kind=5, output=2, gather=True),
+]
 
 
 @pytest.fixture(params=["nvrtc", "nvcc"])
@@ -60,21 +68,23 @@ def test_local_memory_is_a_build_error(compiler: Compiler) -> None:
 
 
 def test_spills_are_a_build_error(compiler: Compiler) -> None:
-    spec = kernel_spec("sm90_fp8_gemm_nt", (0, 0, 128, 128, 5))
+    spec = kernel_spec("sm90_fp8_gemm_nt", (0, 0, 128, 128, 5, 0, 0, 0, 0))
     headers = dict(reached_headers(spec.source(), installed_headers()))
-    assert "? 248 : 232" in headers[spec.header]
-    headers[spec.header] = headers[spec.header].replace("? 248 : 232", "? 248 : 168")
+    config = "seekernel/gemm/sm90_fp8_gemm_nt_config.cuh"
+    assert "? 224 : 232" in headers[config]
+    headers[config] = headers[config].replace("? 224 : 232", "? 224 : 168")
     with pytest.raises(StaticCheckError, match=r"registers spill \(\d+ bytes stored"):
         compile_kernel(spec, compiler, headers)
 
 
 def test_serialised_wgmma_is_a_build_error(compiler: Compiler) -> None:
     """Reading the sums of a product that is still in flight makes ptxas wait for each one."""
-    spec = kernel_spec("sm90_fp8_gemm_nt", (0, 0, 128, 128, 5))
+    spec = kernel_spec("sm90_fp8_gemm_nt", (0, 0, 128, 128, 5, 0, 0, 0, 0))
     headers = dict(reached_headers(spec.source(), installed_headers()))
     commit = "    ptx::wgmma_commit_group();\n"
-    assert commit in headers[spec.header]
-    headers[spec.header] = headers[spec.header].replace(commit, "    partial[0] += 1.f;\n" + commit)
+    consumer = "seekernel/gemm/sm90_fp8_gemm_nt_consumer.cuh"
+    assert commit in headers[consumer]
+    headers[consumer] = headers[consumer].replace(commit, "    partial[0] += 1.f;\n" + commit)
     with pytest.raises(StaticCheckError, match="serialized"):
         compile_kernel(spec, compiler, headers)
 
@@ -93,25 +103,25 @@ def test_ignored_setmaxnreg_is_a_fault() -> None:
 
 @pytest.mark.parametrize("config", GEMM_CONFIGS, ids=str)
 def test_gemm_compiles_clean_and_the_host_knows_its_shared_memory(
-    config: tuple[int, int, int],
+    config: _jit.GemmConfig,
 ) -> None:
     """The chooser and the device header compute shared memory apart; the compiler compares them."""
-    spec = kernel_spec("sm90_fp8_gemm_nt", (0, 0, *config))
-    k = 7168
-    _, shared_bytes, registers, limit = _jit.gemm_resources(_jit.GemmConfig(False, *config), k)
+    spec = kernel_spec("sm90_fp8_gemm_nt", config.parameters)
+    threads, shared_bytes, registers, limit = _jit.gemm_resources(config, 7168)
     headers = dict(reached_headers(spec.source(), installed_headers()))
-    values = ", ".join(map(str, (0, 0, *config)))
+    values = ", ".join(map(str, config.parameters))
+    name = f"seekernel::sm90_fp8_gemm_nt_config<{values}>"
     headers[spec.header] += (
-        "static_assert(seekernel::sm90_fp8_gemm_nt_detail::Plan<"
-        f"seekernel::sm90_fp8_gemm_nt_config<{values}>>::kScaleB + 4 * {k // 128} == {shared_bytes});"
+        f"static_assert(seekernel::sm90_fp8_gemm_nt_detail::Plan<{name}>::kBytes == {shared_bytes});"
+        f"static_assert({name}::kThreads == {threads} && {name}::kConsumerRegisters == {limit});"
     )
     kernel = compile_kernel(spec, nvrtc_or_skip(), headers)
-    assert kernel.report.registers <= 65536 // (128 * (1 + config[0] // 64))
+    assert kernel.report.registers <= 65536 // threads
     assert registers <= limit
 
 
 def test_gemm_by_nvcc_compiles_clean() -> None:
-    spec = kernel_spec("sm90_fp8_gemm_nt", (2112, 7168, 128, 64, 4))
+    spec = kernel_spec("sm90_fp8_gemm_nt", (2112, 7168, 128, 64, 4, 0, 0, 0, 0))
     compile_kernel(spec, nvcc_or_skip(), reached_headers(spec.source(), installed_headers()))
 
 

@@ -136,14 +136,13 @@ def test_a_gemm_launch(null_driver: list[tuple[str, tuple[int, ...]]]) -> None:
     config = _jit.choose_gemm(200, 264, 512)
     threads, shared_bytes, _, _ = _jit.gemm_resources(config, 512)
     launch = _jit.last_launch()
-    assert launch["grid"] == (-(-264 // config.block_n), -(-200 // config.block_m), 1)
+    assert launch["grid"] == (-(-264 // config.block_n) * -(-200 // config.block_m), 1, 1)
     assert launch["block"] == (threads, 1, 1)
     assert launch["shared_bytes"] == shared_bytes
     assert launch["stream"] == 7
     assert launch["pdl"] is True
     assert launch["cluster"] is None
-    values = (0, 0, config.block_m, config.block_n, config.num_stages)
-    assert null_driver == [("sm90_fp8_gemm_nt", values)]
+    assert null_driver == [("sm90_fp8_gemm_nt", config.parameters)]
     assert launch["num_launches"] - before["num_launches"] == 1
 
 
@@ -176,8 +175,8 @@ def test_cluster_and_pdl_attributes(null_driver: list[tuple[str, tuple[int, ...]
     launch = _jit.last_launch()
     assert launch["cluster"] is None
     assert launch["pdl"] is False
-    with pytest.raises(ValueError, match="argument 0: expected at most 128 bytes, got 129"):
-        kernel.launch((1, 1, 1), 0, [bytes(129)])
+    with pytest.raises(ValueError, match="argument 0: expected at most 256 bytes, got 257"):
+        kernel.launch((1, 1, 1), 0, [bytes(257)])
 
 
 @pytest.mark.parametrize(
@@ -211,9 +210,8 @@ def test_a_missing_kernel_is_compiled_through_the_cache(
     _gemm()
     _gemm()
     config = _jit.choose_gemm(16, 256, 512)
-    values = (0, 0, config.block_m, config.block_n, config.num_stages)
     assert jit.num_compiled == 1
-    assert jit.cache.get(jit.key(kernel_spec("sm90_fp8_gemm_nt", values))) is not None
+    assert jit.cache.get(jit.key(kernel_spec("sm90_fp8_gemm_nt", config.parameters))) is not None
     _jit.clear()
     monkeypatch.setenv("TRTLLM_DG_ENABLED", "0")
     with pytest.raises(JitDisabled):

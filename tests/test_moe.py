@@ -212,7 +212,7 @@ def test_moe_plan(m: int, first: int, num_local: int) -> None:
     generator = torch.Generator().manual_seed(m)
     ids = torch.randint(-1, 32, (m, 5), generator=generator, dtype=torch.int32)
     got = ops.moe_plan(ids, num_local, first)
-    for a, b in zip(got, reference.moe_plan(ids, num_local, first), strict=True):
+    for a, b in zip(got[:3], reference.moe_plan(ids, num_local, first), strict=True):
         assert torch.equal(a, b)
     assert_repeatable(lambda: ops.moe_plan(ids, num_local, first))
 
@@ -336,7 +336,7 @@ def test_opcheck() -> None:
     for bias in (None, torch.randn(16)):
         opcheck("moe_gate", logits, bias, 4, 2, "sigmoid", True, 2.5, torch.empty(3, 4), ids)
     plan = ops.moe_plan(ops.moe_gate(logits, None, 4)[1], 16)
-    opcheck("moe_plan", ids.zero_(), 0, *(torch.empty_like(t) for t in plan))
+    opcheck("moe_plan", ids.zero_(), 0, *(torch.empty_like(t) for t in plan[:3]))
     for shared in (None, torch.randn(3, 8)):
         y, weights = torch.randn(12, 8), torch.rand(3, 4)
         opcheck("moe_finalize", y, plan.token_row, weights, shared, torch.empty(3, 8))

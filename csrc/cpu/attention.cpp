@@ -112,14 +112,17 @@ void run_decode_chunks(const MlaDecodeArgs& args, const std::vector<DecodeBlock>
 void mla_decode(const Tensor& q, const Tensor& kv_cache, const Tensor& block_table,
                 const Tensor& seq_lens, const Tensor& cu_seqlens_q, double softmax_scale,
                 bool causal, int64_t d_v, const Tensor& out, const Tensor& lse,
-                const OptionalTensor& kv_scale) {
+                const OptionalTensor& kv_scale, const OptionalTensor& /*parts*/,
+                const OptionalTensor& /*items*/, const OptionalTensor& /*partial_out*/,
+                const OptionalTensor& /*partial_lse*/, int64_t /*split_tokens*/) {
   Checker check("mla_decode");
   Dim s("s"), b("b"), h_q("h_q"), d_qk("d_qk"), num_pages("num_pages"), page_size("page_size");
   Dim max_pages("max_pages");
   check("q", q).shape({s, h_q, d_qk}).dtype(kActivations).last_dim_contiguous();
   check.require(d_v >= 0 && d_v <= d_qk.value(), "d_v: expected a value in [0, " + d_qk.describe() +
                                                      "], got " + std::to_string(d_v));
-  const PagedCache cache = check_paged_cache(check, kv_cache, kv_scale, num_pages, page_size, d_v, d_qk.value() - d_v);
+  const PagedCache cache =
+      check_paged_cache(check, kv_cache, kv_scale, num_pages, page_size, d_v, d_qk.value() - d_v);
   check("seq_lens", seq_lens).shape({b}).dtype({ScalarType::Int}).contiguous();
   check("block_table", block_table)
       .shape({b, max_pages})
@@ -186,6 +189,18 @@ void mla_decode(const Tensor& q, const Tensor& kv_cache, const Tensor& block_tab
   run_decode_chunks(args, blocks, num_chunks);
 }
 
+// There is no plan on the CPU: threads share the work as they come. The tensors are left alone.
+void mla_decode_metadata(const Tensor& seq_lens, const Tensor& cu_seqlens_q, int64_t h_q,
+                         int64_t /*split_tokens*/, const Tensor& parts, const Tensor& items) {
+  const Checker check("mla_decode_metadata");
+  Dim b("b"), rows("s + 1"), num_parts("num_sms");
+  check("seq_lens", seq_lens).shape({b}).dtype({ScalarType::Int});
+  check("cu_seqlens_q", cu_seqlens_q).shape({b.value() + 1}).dtype({ScalarType::Int});
+  check("parts", parts).shape({num_parts, 8}).dtype({ScalarType::Int});
+  check("items", items).shape({rows, 8}).dtype({ScalarType::Int});
+  check.require(h_q >= 1, "h_q: expected at least 1, got " + std::to_string(h_q));
+}
+
 // A block of queries of one head of one sequence.
 struct PrefillBlock {
   int64_t sequence;
@@ -218,41 +233,38 @@ void mla_prefill(const Tensor& q, const Tensor& kv, const Tensor& k_pe, const Te
         .shape({s_q, h, d_v})
         .dtype(kActivations)
         .last_dim_contiguous();
-    check("previous_lse", *previous_lse)
-        .shape({s_q, h})
-        .dtype({ScalarType::Float})
-        .contiguous();
+    check("previous_lse", *previous_lse).shape({s_q, h}).dtype({ScalarType::Float}).contiguous();
   }
   check("cu_seqlens_q", cu_seqlens_q).shape({cu_size});
   check.require(cu_size.value() > 0, "cu_seqlens_q: expected shape [b + 1], got shape [0]");
   const Dim b("b", cu_size.value() - 1);
   const int32_t* q_offsets = check_offsets(check, "cu_seqlens_q", cu_seqlens_q, b, s_q);
   const int32_t* kv_offsets = check_offsets(check, "cu_seqlens_kv", cu_seqlens_kv, b, s_kv);
-  const MlaPrefillArgs args{.q_dtype = dtype_of(q),
-                            .kv_dtype = dtype_of(kv),
-                            .k_pe_dtype = dtype_of(k_pe),
-                            .out_dtype = dtype_of(out),
-                            .causal = causal,
-                            .d_nope = d_nope,
-                            .d_rope = d_rope,
-                            .d_v = d_v,
-                            .stride_q_s = q.stride(0),
-                            .stride_q_h = q.stride(1),
-                            .stride_kv_s = kv.stride(0),
-                            .stride_kv_h = kv.stride(1),
-                            .stride_k_pe_s = k_pe.stride(0),
-                            .stride_out_s = out.stride(0),
-                            .stride_out_h = out.stride(1),
-                            .h = h,
-                            .q = q.const_data_ptr(),
-                            .kv = kv.const_data_ptr(),
-                            .k_pe = k_pe.const_data_ptr(),
-                            .scale = static_cast<float>(softmax_scale) * kLog2E,
-                            .out = out.mutable_data_ptr(),
-                            .lse = static_cast<float*>(lse.mutable_data_ptr()),
+  const MlaPrefillArgs args{
+      .q_dtype = dtype_of(q),
+      .kv_dtype = dtype_of(kv),
+      .k_pe_dtype = dtype_of(k_pe),
+      .out_dtype = dtype_of(out),
+      .causal = causal,
+      .d_nope = d_nope,
+      .d_rope = d_rope,
+      .d_v = d_v,
+      .stride_q_s = q.stride(0),
+      .stride_q_h = q.stride(1),
+      .stride_kv_s = kv.stride(0),
+      .stride_kv_h = kv.stride(1),
+      .stride_k_pe_s = k_pe.stride(0),
+      .stride_out_s = out.stride(0),
+      .stride_out_h = out.stride(1),
+      .h = h,
+      .q = q.const_data_ptr(),
+      .kv = kv.const_data_ptr(),
+      .k_pe = k_pe.const_data_ptr(),
+      .scale = static_cast<float>(softmax_scale) * kLog2E,
+      .out = out.mutable_data_ptr(),
+      .lse = static_cast<float*>(lse.mutable_data_ptr()),
       .previous_out = merges ? previous_out->const_data_ptr() : nullptr,
-      .previous_lse =
-          merges ? static_cast<const float*>(previous_lse->const_data_ptr()) : nullptr,
+      .previous_lse = merges ? static_cast<const float*>(previous_lse->const_data_ptr()) : nullptr,
       .previous_dtype = merges ? dtype_of(*previous_out) : Dtype::kFloat32,
       .stride_previous_s = merges ? previous_out->stride(0) : 0,
       .stride_previous_h = merges ? previous_out->stride(1) : 0};
@@ -320,6 +332,7 @@ void merge_attention_states(const Tensor& out_a, const Tensor& lse_a, const Tens
 
 STABLE_TORCH_LIBRARY_IMPL(seekernel, CPU, m) {
   m.impl("mla_decode", TORCH_BOX(&seekernel::cpu::mla_decode));
+  m.impl("mla_decode_metadata", TORCH_BOX(&seekernel::cpu::mla_decode_metadata));
   m.impl("mla_prefill", TORCH_BOX(&seekernel::cpu::mla_prefill));
   m.impl("merge_attention_states", TORCH_BOX(&seekernel::cpu::merge_attention_states));
 }

@@ -8,6 +8,7 @@
 #include "cpu/dtype.h"
 #include "cpu/isa.h"
 #include "cpu/parallel.h"
+#include "cpu/router.h"
 #include "host/check.h"
 
 namespace seekernel::cpu {
@@ -270,10 +271,6 @@ void gemm_nt(const Tensor& a, const Tensor& b, const Tensor& out) {
   gemm("gemm_nt", "a", "b", a, std::nullopt, b, nullptr, out, kWide);
 }
 
-void router_gemm(const Tensor& x, const Tensor& weight, const Tensor& out) {
-  gemm("router_gemm", "x", "weight", x, std::nullopt, weight, nullptr, out, {ScalarType::Float});
-}
-
 void fp8_bmm_nt(const Tensor& a, OptionalTensor a_scale, const Tensor& b, const Tensor& b_scale,
                 const Tensor& out) {
   Checker("fp8_bmm_nt").require(!a_scale, "a_scale: expected None on the CPU, got a tensor");
@@ -307,6 +304,11 @@ void grouped_gemm_swiglu_nt(const Tensor& a, const Tensor& b, const Tensor& offs
 }
 
 }  // namespace
+
+void router_gemm(const Tensor& x, const Tensor& weight, const Tensor& out) {
+  gemm("router_gemm", "x", "weight", x, std::nullopt, weight, nullptr, out, {ScalarType::Float});
+}
+
 }  // namespace seekernel::cpu
 
 STABLE_TORCH_LIBRARY_IMPL(seekernel, CPU, m) {

@@ -1,8 +1,9 @@
-// CPU boundary of moe_gate, moe_plan, moe_finalize.
+// CPU boundary of moe_gate, moe_plan, moe_route, moe_finalize.
 #include "cpu/dtype.h"
 #include "cpu/isa.h"
 #include "cpu/parallel.h"
-#include "host/check.h"
+#include "cpu/router.h"
+#include "host/moe_check.h"
 
 namespace seekernel::cpu {
 namespace {
@@ -15,76 +16,93 @@ std::string got(const char* name, int64_t value) {
   return std::string(name) + "=" + std::to_string(value);
 }
 
-Scoring scoring_of(const Checker& check, const std::string& name) {
-  if (name == "sigmoid") return Scoring::kSigmoid;
-  if (name == "softmax") return Scoring::kSoftmax;
-  check.fail("scoring_func: expected sigmoid or softmax, got '" + name + "'");
-}
-
-void moe_gate(const Tensor& logits, const OptionalTensor& bias, int64_t n_group, int64_t topk_group,
-              const std::string& scoring_func, bool norm_topk_prob, double routed_scaling_factor,
-              const Tensor& weights, const Tensor& ids) {
-  Checker check("moe_gate");
-  Dim m("m"), e("e"), top_k("top_k");
-  check("logits", logits).shape({m, e}).dtype({ScalarType::Float}).last_dim_contiguous();
-  if (bias) check("bias", *bias).shape({e}).dtype({ScalarType::Float}).contiguous();
-  check("weights", weights).shape({m, top_k}).dtype({ScalarType::Float}).last_dim_contiguous();
-  check("ids", ids).shape({m, top_k}).dtype({ScalarType::Int}).last_dim_contiguous();
-  const Scoring scoring = scoring_of(check, scoring_func);
-  check.require(e >= 1 && e <= kMaxExperts,
-                "logits: expected 1 to 1024 experts, got " + got("e", e));
-  check.require(n_group >= 1 && e % n_group == 0, "n_group: expected a divisor of " + got("e", e) +
-                                                      ", got " + std::to_string(n_group));
-  check.require(topk_group >= 1 && topk_group <= n_group, "topk_group: expected 1 to " +
-                                                              got("n_group", n_group) + ", got " +
-                                                              std::to_string(topk_group));
-  const int64_t candidates = topk_group * (e / n_group);
-  check.require(top_k >= 1 && top_k <= kMaxTopK && top_k <= candidates,
-                "ids: expected top_k from 1 to 16 and at most " + std::to_string(candidates) +
-                    " experts in topk_group groups, got " + got("top_k", top_k));
-  if (m == 0) return;
-  const MoeGateArgs args{.num_experts = e,
-                         .n_group = n_group,
-                         .topk_group = topk_group,
-                         .top_k = top_k,
-                         .stride_logits_m = logits.stride(0),
-                         .stride_weights_m = weights.stride(0),
-                         .stride_ids_m = ids.stride(0),
-                         .scoring = scoring,
-                         .norm_topk_prob = norm_topk_prob,
-                         .routed_scaling_factor = static_cast<float>(routed_scaling_factor),
-                         .logits = static_cast<const float*>(logits.const_data_ptr()),
-                         .bias = bias ? static_cast<const float*>(bias->const_data_ptr()) : nullptr,
-                         .weights = static_cast<float*>(weights.mutable_data_ptr()),
-                         .ids = static_cast<int32_t*>(ids.mutable_data_ptr())};
-  parallel_chunks(m, kTokensPerGateChunk,
+void run_gate(const Checker& check, const Tensor& logits, const OptionalTensor& bias,
+              const GateOptions& options, const Tensor& weights, const Tensor& ids,
+              const OptionalTensor& error) {
+  const GateSizes sizes = check_gate(check, logits, bias, options, weights, ids, error);
+  if (sizes.m == 0) return;
+  const MoeGateArgs args{
+      .num_experts = sizes.num_experts,
+      .n_group = options.n_group,
+      .topk_group = options.topk_group,
+      .top_k = sizes.top_k,
+      .num_shared = options.num_shared,
+      .stride_logits_m = logits.stride(0),
+      .stride_weights_m = weights.stride(0),
+      .stride_ids_m = ids.stride(0),
+      .scoring = sizes.softmax ? Scoring::kSoftmax : Scoring::kSigmoid,
+      .norm_topk_prob = options.norm_topk_prob,
+      .routed_scaling_factor = static_cast<float>(options.routed_scaling_factor),
+      .logits = static_cast<const float*>(logits.const_data_ptr()),
+      .bias = bias ? static_cast<const float*>(bias->const_data_ptr()) : nullptr,
+      .weights = static_cast<float*>(weights.mutable_data_ptr()),
+      .ids = static_cast<int32_t*>(ids.mutable_data_ptr()),
+      .error = error ? static_cast<int32_t*>(error->mutable_data_ptr()) : nullptr};
+  parallel_chunks(sizes.m, kTokensPerGateChunk,
                   [&](int64_t begin, int64_t end) { kernels().moe.gate(args, begin, end); });
 }
 
+void moe_gate(const Tensor& logits, OptionalTensor bias, int64_t n_group, int64_t topk_group,
+              std::string scoring_func, bool norm_topk_prob, double routed_scaling_factor,
+              const Tensor& weights, const Tensor& ids, OptionalTensor error, int64_t num_shared) {
+  run_gate(Checker("moe_gate"), logits, bias,
+           {n_group, topk_group, scoring_func, norm_topk_prob, routed_scaling_factor, num_shared},
+           weights, ids, error);
+}
+
+// The physical expert of each id, or -1: ids themselves, unless there is a table of replicas.
+class PhysicalExperts {
+ public:
+  PhysicalExperts(const Tensor& ids, const OptionalTensor& replicas, const PlanSizes& sizes)
+      : ids_(static_cast<const int32_t*>(ids.const_data_ptr())),
+        replicas_(replicas ? static_cast<const int32_t*>(replicas->const_data_ptr()) : nullptr),
+        sizes_(sizes) {}
+
+  int64_t operator()(int64_t i) const {
+    const int64_t id = ids_[i];
+    if (replicas_ == nullptr) return id;
+    if (id < 0 || id >= sizes_.num_logical) return -1;
+    const int32_t* physical = replicas_ + id * sizes_.num_replicas;
+    int64_t count = 0;
+    while (count < sizes_.num_replicas && physical[count] >= 0) ++count;
+    return count == 0 ? -1 : physical[(i / sizes_.columns + i % sizes_.columns) % count];
+  }
+
+  int32_t id(int64_t i) const { return ids_[i]; }
+
+ private:
+  const int32_t* ids_;
+  const int32_t* replicas_;
+  const PlanSizes& sizes_;
+};
+
+void write_tiles(const int32_t* offsets, int64_t num_local, int64_t block_rows, int32_t* tiles,
+                 int32_t* num_tiles) {
+  int32_t* entry = tiles;
+  for (int64_t e = 0; e < num_local; ++e) {
+    for (int64_t row = offsets[e]; row < offsets[e + 1]; row += block_rows, entry += 4) {
+      const int64_t left = offsets[e + 1] - row;
+      entry[0] = static_cast<int32_t>(e);
+      entry[1] = static_cast<int32_t>(row);
+      entry[2] = static_cast<int32_t>(left < block_rows ? left : block_rows);
+      entry[3] = 0;
+    }
+  }
+  *num_tiles = static_cast<int32_t>((entry - tiles) / 4);
+}
+
 // A stable counting sort; one thread, because a pass over m * top_k ids is cheaper than a barrier.
-void moe_plan(const Tensor& ids, int64_t first_expert, const Tensor& offsets,
-              const Tensor& row_token, const Tensor& token_row) {
-  Checker check("moe_plan");
-  Dim m("m"), top_k("top_k"), num_offsets("num_local+1");
-  check("ids", ids).shape({m, top_k}).dtype({ScalarType::Int}).contiguous();
-  Dim num_rows("m*top_k", m * top_k);
-  check("offsets", offsets).shape({num_offsets}).dtype({ScalarType::Int}).contiguous();
-  check("row_token", row_token).shape({num_rows}).dtype({ScalarType::Int}).contiguous();
-  check("token_row", token_row).shape({m, top_k}).dtype({ScalarType::Int}).contiguous();
-  check.require(num_offsets >= 1, "offsets: expected num_local+1 values, got none");
-  check.require(num_rows <= INT32_MAX,
-                "ids: expected at most 2^31-1 ids, got " + std::to_string(num_rows.value()));
-  check.require(first_expert >= 0,
-                "first_expert: expected at least 0, got " + std::to_string(first_expert));
-  const int64_t num_local = num_offsets - 1;
-  const int64_t size = num_rows;
-  const int32_t* id = static_cast<const int32_t*>(ids.const_data_ptr());
-  int32_t* offset = static_cast<int32_t*>(offsets.mutable_data_ptr());
-  int32_t* token_of = static_cast<int32_t*>(row_token.mutable_data_ptr());
-  int32_t* row_of = static_cast<int32_t*>(token_row.mutable_data_ptr());
+void run_plan(const Checker& check, const Tensor& ids, int64_t first_expert,
+              const PlanTensors& plan) {
+  const PlanSizes sizes = check_plan(check, ids, first_expert, plan);
+  const int64_t num_local = sizes.num_local, size = sizes.m * sizes.columns;
+  const PhysicalExperts physical(ids, plan.replicas, sizes);
+  int32_t* offset = static_cast<int32_t*>(plan.offsets.mutable_data_ptr());
+  int32_t* token_of = static_cast<int32_t*>(plan.row_token.mutable_data_ptr());
+  int32_t* row_of = static_cast<int32_t*>(plan.token_row.mutable_data_ptr());
   const auto local = [&](int64_t i) {
-    const int64_t expert = id[i] - first_expert;
-    return expert >= 0 && expert < num_local ? expert : int64_t{-1};
+    const int64_t id = physical(i), expert = id - first_expert;
+    return id >= 0 && expert >= 0 && expert < num_local ? expert : int64_t{-1};
   };
 
   // Count into the slot after next, so that the scatter can use offset[e + 1] as the cursor of
@@ -98,9 +116,53 @@ void moe_plan(const Tensor& ids, int64_t first_expert, const Tensor& offsets,
   for (int64_t i = 0; i < size; ++i) {
     const int64_t expert = local(i);
     row_of[i] = expert < 0 ? -1 : offset[expert + 1]++;
-    if (expert >= 0) token_of[row_of[i]] = static_cast<int32_t>(i / top_k);
+    if (expert >= 0) token_of[row_of[i]] = static_cast<int32_t>(i / sizes.columns);
   }
   for (int64_t row = offset[num_local]; row < size; ++row) token_of[row] = -1;
+
+  if (plan.tiles) {
+    write_tiles(offset, num_local, plan.block_rows,
+                static_cast<int32_t*>(plan.tiles->mutable_data_ptr()),
+                static_cast<int32_t*>(plan.num_tiles->mutable_data_ptr()));
+  }
+  if (plan.loads) {
+    int64_t* loads = static_cast<int64_t*>(plan.loads->mutable_data_ptr());
+    for (int64_t i = 0; i < size; ++i) {
+      const int64_t id = physical.id(i);
+      if (id >= 0 && id < sizes.num_logical) ++loads[id];
+    }
+  }
+}
+
+void moe_plan(const Tensor& ids, int64_t first_expert, const Tensor& offsets,
+              const Tensor& row_token, const Tensor& token_row, OptionalTensor replicas,
+              int64_t block_rows, OptionalTensor tiles, OptionalTensor num_tiles,
+              OptionalTensor loads) {
+  run_plan(
+      Checker("moe_plan"), ids, first_expert,
+      {offsets, row_token, token_row, replicas, block_rows, tiles, num_tiles, loads});
+}
+
+void moe_route(const Tensor& x, const Tensor& weight, OptionalTensor bias, int64_t n_group,
+               int64_t topk_group, std::string scoring_func, bool norm_topk_prob,
+               double routed_scaling_factor, int64_t first_expert, const Tensor& logits,
+               const Tensor& weights, const Tensor& ids, const Tensor& offsets,
+               const Tensor& row_token, const Tensor& token_row, OptionalTensor replicas,
+               int64_t block_rows, OptionalTensor tiles, OptionalTensor num_tiles,
+               OptionalTensor loads, OptionalTensor error, int64_t num_shared,
+               OptionalTensor counter) {
+  Checker check("moe_route");
+  if (counter) check("counter", *counter).shape({1}).dtype({ScalarType::Int});
+  const GateOptions options{n_group,        topk_group,           scoring_func,
+                            norm_topk_prob, routed_scaling_factor, num_shared};
+  const PlanTensors plan{offsets, row_token, token_row, replicas, block_rows, tiles, num_tiles,
+                         loads};
+  // All checks come before anything is written.
+  check_gate(check, logits, bias, options, weights, ids, error);
+  check_plan(check, ids, first_expert, plan);
+  router_gemm(x, weight, logits);
+  run_gate(check, logits, bias, options, weights, ids, error);
+  run_plan(check, ids, first_expert, plan);
 }
 
 void moe_finalize(const Tensor& y, const Tensor& token_row, const Tensor& weights,
@@ -143,5 +205,6 @@ void moe_finalize(const Tensor& y, const Tensor& token_row, const Tensor& weight
 STABLE_TORCH_LIBRARY_IMPL(seekernel, CPU, m) {
   m.impl("moe_gate", TORCH_BOX(&seekernel::cpu::moe_gate));
   m.impl("moe_plan", TORCH_BOX(&seekernel::cpu::moe_plan));
+  m.impl("moe_route", TORCH_BOX(&seekernel::cpu::moe_route));
   m.impl("moe_finalize", TORCH_BOX(&seekernel::cpu::moe_finalize));
 }

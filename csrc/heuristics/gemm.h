@@ -14,11 +14,20 @@ struct Gpu {
   int shared_bytes = 232448;  // most dynamic shared memory of one CTA on sm_90
 };
 
-// D[m, n] = A[m, k] @ B[n, k]^T. Of a grouped GEMM m is the expected number of rows per group.
+// As include/seekernel/scheduler/tile_source.cuh and gemm/sm90_fp8_gemm_nt_config.cuh number them.
+enum class TileKind { kDense, kBatched, kOffsets, kContiguous, kMasked, kTileMap };
+enum class GemmOutput { kBfloat16, kFloat32, kSwigluFp8 };
+enum class GemmMulticast { kNone, kA, kB };
+
+// D[m, n] = A[m, k] @ B[n, k]^T. Of a grouped GEMM m is the expected number of rows per group. With
+// kSwigluFp8 n counts gate and up together.
 struct GemmShape {
   int64_t m = 0, n = 0, k = 0;
   int num_groups = 1;
-  bool grouped = false;
+  bool grouped = false;  // kOffsets, kContiguous, kMasked or kTileMap
+  TileKind kind = TileKind::kDense;
+  GemmOutput output = GemmOutput::kBfloat16;
+  bool gather = false;
 };
 
 struct GemmConfig {
@@ -26,6 +35,11 @@ struct GemmConfig {
   int block_m = 0;  // rows of D per tile: tokens, also where swap_ab puts them on wgmma-N
   int block_n = 0;  // columns of D per tile
   int num_stages = 0;
+  GemmMulticast multicast = GemmMulticast::kNone;
+  // Of the problem, not chosen.
+  TileKind kind = TileKind::kDense;
+  GemmOutput output = GemmOutput::kBfloat16;
+  bool gather = false;
 
   bool operator==(const GemmConfig&) const = default;
 };
@@ -39,6 +53,20 @@ struct GemmResources {
 };
 
 GemmResources resources(const GemmConfig& config, int64_t k);
+
+// CTAs of a cluster: those that share a tile of A or B.
+int cluster_size(const GemmConfig& config);
+
+// The grid of a persistent launch: as many CTAs as run at once, fewer where there are fewer tiles.
+// Where the device alone knows how many rows there are, all of them.
+int num_ctas(const GemmConfig& config, const GemmShape& shape, const Gpu& gpu);
+
+// tile_source_t's band and band_n: the order of tiles in which those that run at once read least.
+struct GemmRaster {
+  int band = 8;
+  bool band_n = false;
+};
+GemmRaster raster(const GemmConfig& config, const GemmShape& shape, const Gpu& gpu);
 
 // Whether the configuration is one that the kernels are written for and fits the GPU.
 bool fits(const GemmConfig& config, const GemmShape& shape, const Gpu& gpu);

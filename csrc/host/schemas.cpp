@@ -35,10 +35,15 @@ STABLE_TORCH_LIBRARY(seekernel, m) {
   m.def(
       "mla_decode(Tensor q, Tensor kv_cache, Tensor block_table, Tensor seq_lens, "
       "Tensor cu_seqlens_q, float softmax_scale, bool causal, int d_v, Tensor(a!) out, "
-      "Tensor(b!) lse, Tensor? kv_scale=None) -> ()");
+      "Tensor(b!) lse, Tensor? kv_scale=None, Tensor? parts=None, Tensor? items=None, "
+      "Tensor(c!)? partial_out=None, Tensor(d!)? partial_lse=None, int split_tokens=0) -> ()");
+  m.def(
+      "mla_decode_metadata(Tensor seq_lens, Tensor cu_seqlens_q, int h_q, int split_tokens, "
+      "Tensor(a!) parts, Tensor(b!) items) -> ()");
   m.def(
       "mla_prefill(Tensor q, Tensor kv, Tensor k_pe, Tensor cu_seqlens_q, Tensor cu_seqlens_kv, "
-      "float softmax_scale, bool causal, Tensor(a!) out, Tensor(b!) lse, Tensor? previous_out=None, "
+      "float softmax_scale, bool causal, Tensor(a!) out, Tensor(b!) lse, Tensor? "
+      "previous_out=None, "
       "Tensor? previous_lse=None) -> ()");
   m.def(
       "merge_attention_states(Tensor out_a, Tensor lse_a, Tensor out_b, Tensor lse_b, "
@@ -50,11 +55,19 @@ STABLE_TORCH_LIBRARY(seekernel, m) {
   // moe
   m.def(
       "moe_gate(Tensor logits, Tensor? bias, int n_group, int topk_group, str scoring_func, "
-      "bool norm_topk_prob, float routed_scaling_factor, Tensor(a!) weights, Tensor(b!) ids) -> "
-      "()");
+      "bool norm_topk_prob, float routed_scaling_factor, Tensor(a!) weights, Tensor(b!) ids, "
+      "Tensor(c!)? error=None, int num_shared=0) -> ()");
   m.def(
       "moe_plan(Tensor ids, int first_expert, Tensor(a!) offsets, Tensor(b!) row_token, "
-      "Tensor(c!) token_row) -> ()");
+      "Tensor(c!) token_row, Tensor? replicas=None, int block_rows=64, Tensor(d!)? tiles=None, "
+      "Tensor(e!)? num_tiles=None, Tensor(f!)? loads=None) -> ()");
+  m.def(
+      "moe_route(Tensor x, Tensor weight, Tensor? bias, int n_group, int topk_group, "
+      "str scoring_func, bool norm_topk_prob, float routed_scaling_factor, int first_expert, "
+      "Tensor(a!) logits, Tensor(b!) weights, Tensor(c!) ids, Tensor(d!) offsets, "
+      "Tensor(e!) row_token, Tensor(f!) token_row, Tensor? replicas=None, int block_rows=64, "
+      "Tensor(g!)? tiles=None, Tensor(h!)? num_tiles=None, Tensor(i!)? loads=None, "
+      "Tensor(j!)? error=None, int num_shared=0, Tensor(k!)? counter=None) -> ()");
   m.def(
       "moe_finalize(Tensor y, Tensor token_row, Tensor weights, Tensor? shared, "
       "Tensor(a!) out) -> ()");

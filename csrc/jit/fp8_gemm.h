@@ -22,6 +22,7 @@ KernelKey sm90_fp8_gemm_nt_key(const heuristics::GemmConfig& config);
 
 // Throws std::invalid_argument naming the size that does not fit, std::runtime_error from the
 // driver.
-void fp8_gemm_nt(const Fp8GemmNt& problem, const heuristics::GemmConfig& config, uintptr_t stream);
+void fp8_gemm_nt(const Fp8GemmNt& problem, const heuristics::GemmConfig& config,
+                 const heuristics::Gpu& gpu, uintptr_t stream);
 
 }  // namespace seekernel::jit

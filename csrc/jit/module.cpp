@@ -69,7 +69,7 @@ void launch_bytes(const Kernel& kernel, std::array<unsigned, 3> grid, unsigned s
                   const std::vector<py::bytes>& arguments, uintptr_t stream) {
   // Tensor maps want 64-byte alignment.
   struct alignas(64) Slot {
-    char bytes[128];
+    char bytes[256];
   };
   std::vector<Slot> slots(arguments.size());
   std::vector<void*> parameters(arguments.size());
@@ -77,7 +77,7 @@ void launch_bytes(const Kernel& kernel, std::array<unsigned, 3> grid, unsigned s
     const std::string_view bytes = arguments[i];
     if (bytes.size() > sizeof(Slot)) {
       throw std::invalid_argument("launch: argument " + std::to_string(i) +
-                                  ": expected at most 128 bytes, got " +
+                                  ": expected at most 256 bytes, got " +
                                   std::to_string(bytes.size()));
     }
     std::memcpy(slots[i].bytes, bytes.data(), bytes.size());
@@ -87,22 +87,54 @@ void launch_bytes(const Kernel& kernel, std::array<unsigned, 3> grid, unsigned s
 }
 
 void bind_heuristics(py::module_& m) {
+  using heuristics::GemmMulticast, heuristics::GemmOutput, heuristics::TileKind;
   py::class_<GemmConfig>(m, "GemmConfig", "Tile configuration of an FP8 GEMM.")
-      .def(py::init<bool, int, int, int>(), py::arg("swap_ab"), py::arg("block_m"),
-           py::arg("block_n"), py::arg("num_stages"))
+      .def(py::init([](bool swap_ab, int block_m, int block_n, int num_stages, int multicast,
+                       int kind, int output, bool gather) {
+             return GemmConfig{swap_ab,
+                               block_m,
+                               block_n,
+                               num_stages,
+                               static_cast<GemmMulticast>(multicast),
+                               static_cast<TileKind>(kind),
+                               static_cast<GemmOutput>(output),
+                               gather};
+           }),
+           py::arg("swap_ab"), py::arg("block_m"), py::arg("block_n"), py::arg("num_stages"),
+           py::arg("multicast") = 0, py::arg("kind") = 0, py::arg("output") = 0,
+           py::arg("gather") = false)
       .def_readonly("swap_ab", &GemmConfig::swap_ab)
       .def_readonly("block_m", &GemmConfig::block_m)
       .def_readonly("block_n", &GemmConfig::block_n)
       .def_readonly("num_stages", &GemmConfig::num_stages)
+      .def_property_readonly("multicast",
+                             [](const GemmConfig& c) { return static_cast<int>(c.multicast); })
+      .def_property_readonly("kind", [](const GemmConfig& c) { return static_cast<int>(c.kind); })
+      .def_property_readonly("output",
+                             [](const GemmConfig& c) { return static_cast<int>(c.output); })
+      .def_readonly("gather", &GemmConfig::gather)
+      .def_property_readonly(
+          "parameters",
+          [](const GemmConfig& c) {
+            const KernelKey key = sm90_fp8_gemm_nt_key(c);
+            return py::tuple(py::cast(std::vector<int>(
+                key.parameters.begin(), key.parameters.begin() + key.num_parameters)));
+          })
       .def("__eq__", [](const GemmConfig& a, const GemmConfig& b) { return a == b; })
       .def("__hash__",
            [](const GemmConfig& c) {
-             return py::hash(py::make_tuple(c.swap_ab, c.block_m, c.block_n, c.num_stages));
+             return py::hash(py::make_tuple(c.swap_ab, c.block_m, c.block_n, c.num_stages,
+                                            static_cast<int>(c.multicast), static_cast<int>(c.kind),
+                                            static_cast<int>(c.output), c.gather));
            })
       .def("__repr__", [](const GemmConfig& c) {
         return "GemmConfig(swap_ab=" + std::string(c.swap_ab ? "True" : "False") +
                ", block_m=" + std::to_string(c.block_m) + ", block_n=" + std::to_string(c.block_n) +
-               ", num_stages=" + std::to_string(c.num_stages) + ")";
+               ", num_stages=" + std::to_string(c.num_stages) +
+               ", multicast=" + std::to_string(static_cast<int>(c.multicast)) +
+               ", kind=" + std::to_string(static_cast<int>(c.kind)) +
+               ", output=" + std::to_string(static_cast<int>(c.output)) +
+               ", gather=" + std::string(c.gather ? "True" : "False") + ")";
       });
   m.def(
       "gemm_resources",
@@ -116,27 +148,42 @@ void bind_heuristics(py::module_& m) {
   m.def(
       "choose_gemm",
       [](int64_t rows, int64_t n, int64_t k, int num_groups, bool grouped, int num_sms,
-         bool allow_swap) {
-        return choose({rows, n, k, num_groups, grouped}, {.num_sms = num_sms}, allow_swap,
-                      tuned_rows());
+         bool allow_swap, int kind, int output, bool gather) {
+        return choose({rows, n, k, num_groups, grouped, static_cast<TileKind>(kind),
+                       static_cast<GemmOutput>(output), gather},
+                      {.num_sms = num_sms}, allow_swap, tuned_rows());
       },
       py::arg("m"), py::arg("n"), py::arg("k"), py::arg("num_groups") = 1,
       py::arg("grouped") = false, py::arg("num_sms") = 132, py::arg("allow_swap") = false,
+      py::arg("kind") = 0, py::arg("output") = 0, py::arg("gather") = false,
       "The configuration for D[m, n] = A[m, k] @ B[n, k]^T; m per group where grouped.");
   m.def(
       "check_gemm_grid",
       [](const std::vector<int64_t>& ms, const std::vector<int64_t>& ns,
-         const std::vector<int64_t>& ks, const std::vector<int>& sms, bool grouped, bool swap) {
+         const std::vector<int64_t>& ks, const std::vector<int>& sms, bool grouped, bool swap,
+         int kind, int output, bool gather) {
         int64_t num_checked = 0;
         for (int num_sms : sms) {
           const Gpu gpu{.num_sms = num_sms};
           for (int64_t rows : ms) {
             for (int64_t n : ns) {
               for (int64_t k : ks) {
-                const GemmShape shape{rows, n, k, grouped ? 8 : 1, grouped};
+                const GemmShape shape{rows,
+                                      n,
+                                      k,
+                                      grouped ? 8 : 1,
+                                      grouped,
+                                      static_cast<TileKind>(kind),
+                                      static_cast<GemmOutput>(output),
+                                      gather};
                 const GemmConfig config = choose(shape, gpu, swap);
+                const int grid = heuristics::num_ctas(config, shape, gpu);
+                const int cluster = heuristics::cluster_size(config);
+                const bool right_grid = grid >= cluster && grid % cluster == 0 &&
+                                        grid <= std::max(num_sms, cluster) &&
+                                        heuristics::raster(config, shape, gpu).band >= 1;
                 const bool right_rule = config.swap_ab == (swap && prefers_swap(shape, gpu));
-                if (!fits(config, shape, gpu) || !right_rule) {
+                if (!fits(config, shape, gpu) || !right_rule || !right_grid) {
                   throw std::runtime_error("no kernel for m=" + std::to_string(rows) +
                                            " n=" + std::to_string(n) + " k=" + std::to_string(k));
                 }
@@ -147,6 +194,8 @@ void bind_heuristics(py::module_& m) {
         }
         return num_checked;
       },
+      py::arg("ms"), py::arg("ns"), py::arg("ks"), py::arg("sms"), py::arg("grouped"),
+      py::arg("swap"), py::arg("kind") = 0, py::arg("output") = 0, py::arg("gather") = false,
       "Choose for every combination and check that the choice fits; the number of shapes.");
   m.def(
       "set_tuned_gemms",
@@ -231,9 +280,10 @@ PYBIND11_MODULE(_jit, m) {
          int64_t k, int64_t a_stride, int64_t sfa_stride, int64_t b_stride, int64_t d_stride,
          int num_sms, uintptr_t stream) {
         const GemmShape shape{rows, n, k};
-        const GemmConfig config = choose(shape, {.num_sms = num_sms}, false, tuned_rows());
+        const Gpu gpu{.num_sms = num_sms};
+        const GemmConfig config = choose(shape, gpu, false, tuned_rows());
         fp8_gemm_nt({a, sfa, b, sfb, d, rows, n, k, a_stride, sfa_stride, b_stride, d_stride},
-                    config, stream);
+                    config, gpu, stream);
       },
       py::arg("a"), py::arg("sfa"), py::arg("b"), py::arg("sfb"), py::arg("d"), py::arg("m"),
       py::arg("n"), py::arg("k"), py::arg("a_stride"), py::arg("sfa_stride"), py::arg("b_stride"),

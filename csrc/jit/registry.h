@@ -13,7 +13,7 @@ namespace seekernel::jit {
 // A kernel family and the template arguments of its configuration, in order.
 struct KernelKey {
   const char* family = "";
-  std::array<int, 8> parameters = {};
+  std::array<int, 12> parameters = {};
   int num_parameters = 0;
 
   bool operator==(const KernelKey& other) const;

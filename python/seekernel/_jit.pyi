@@ -2,7 +2,17 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 class GemmConfig:
-    def __init__(self, swap_ab: bool, block_m: int, block_n: int, num_stages: int) -> None: ...
+    def __init__(
+        self,
+        swap_ab: bool,
+        block_m: int,
+        block_n: int,
+        num_stages: int,
+        multicast: int = 0,
+        kind: int = 0,
+        output: int = 0,
+        gather: bool = False,
+    ) -> None: ...
     @property
     def swap_ab(self) -> bool: ...
     @property
@@ -11,6 +21,16 @@ class GemmConfig:
     def block_n(self) -> int: ...
     @property
     def num_stages(self) -> int: ...
+    @property
+    def multicast(self) -> int: ...
+    @property
+    def kind(self) -> int: ...
+    @property
+    def output(self) -> int: ...
+    @property
+    def gather(self) -> bool: ...
+    @property
+    def parameters(self) -> tuple[int, ...]: ...
     def __hash__(self) -> int: ...
 
 class Kernel:
@@ -42,6 +62,9 @@ def choose_gemm(
     grouped: bool = False,
     num_sms: int = 132,
     allow_swap: bool = False,
+    kind: int = 0,
+    output: int = 0,
+    gather: bool = False,
 ) -> GemmConfig: ...
 def check_gemm_grid(
     ms: Sequence[int],
@@ -50,7 +73,9 @@ def check_gemm_grid(
     sms: Sequence[int],
     grouped: bool,
     swap: bool,
-    /,
+    kind: int = 0,
+    output: int = 0,
+    gather: bool = False,
 ) -> int: ...
 def set_tuned_gemms(rows: Sequence[dict[str, Any]]) -> None: ...
 def driver_status() -> str: ...

@@ -6,16 +6,18 @@
 
 namespace seekernel::cpu {
 
-constexpr int64_t kMaxExperts = 1024;
-constexpr int64_t kMaxTopK = 16;
+constexpr int64_t kGateExperts = 1024;
+constexpr int64_t kGateTopK = 16;
 
 enum class Scoring : int32_t { kSigmoid, kSoftmax };
+enum GateFault : int32_t { kNaNLogit = 1, kInfiniteLogit = 2 };
 
 struct MoeGateArgs {
-  int64_t num_experts;  // at most kMaxExperts, a multiple of n_group
+  int64_t num_experts;  // at most kGateExperts, a multiple of n_group
   int64_t n_group;
   int64_t topk_group;  // at most n_group
-  int64_t top_k;       // at most kMaxTopK, and at most the experts of topk_group groups
+  int64_t top_k;       // at most kGateTopK, and at most the experts of topk_group groups
+  int64_t num_shared;  // further columns: experts num_experts, num_experts + 1, ... of weight 1
   int64_t stride_logits_m;
   int64_t stride_weights_m;
   int64_t stride_ids_m;
@@ -26,6 +28,7 @@ struct MoeGateArgs {
   const float* bias;  // null: none
   float* weights;
   int32_t* ids;
+  int32_t* error;  // null: none; GateFault bits are or-ed into it
 };
 
 struct MoeFinalizeArgs {

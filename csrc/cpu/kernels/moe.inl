@@ -79,16 +79,37 @@ SEEKERNEL_INLINE void select_groups(const MoeGateArgs& args, const float* choice
   }
 }
 
+// The GateFault bits of one token's logits.
+SEEKERNEL_INLINE int32_t gate_faults(const float* logits, int64_t num_experts) {
+  uint32_t largest = 0;
+  for (int64_t i = 0; i < num_experts; ++i) {
+    const uint32_t magnitude = bit_copy<uint32_t>(logits[i]) & 0x7fffffffu;
+    largest = magnitude > largest ? magnitude : largest;
+  }
+  if (largest < 0x7f800000u) return 0;
+  int32_t faults = 0;
+  for (int64_t i = 0; i < num_experts; ++i) {
+    const uint32_t magnitude = bit_copy<uint32_t>(logits[i]) & 0x7fffffffu;
+    if (magnitude > 0x7f800000u) faults |= kNaNLogit;
+    if (magnitude == 0x7f800000u) faults |= kInfiniteLogit;
+  }
+  return faults;
+}
+
 static void moe_gate(const MoeGateArgs& args, int64_t token_begin, int64_t token_end) {
   const int64_t padded = (args.num_experts + kWidth - 1) / kWidth * kWidth;
   const int64_t group_size = args.num_experts / args.n_group;
-  float scores[kMaxExperts], with_bias[kMaxExperts];
-  uint64_t kept[kMaxExperts];
+  float scores[kGateExperts], with_bias[kGateExperts];
+  uint64_t kept[kGateExperts];
   for (int64_t token = token_begin; token < token_end; ++token) {
     const float* logits = args.logits + token * args.stride_logits_m;
     float* weights = args.weights + token * args.stride_weights_m;
     int32_t* ids = args.ids + token * args.stride_ids_m;
 
+    if (args.error != nullptr) {
+      const int32_t faults = gate_faults(logits, args.num_experts);
+      if (faults != 0) __atomic_fetch_or(args.error, faults, __ATOMIC_RELAXED);
+    }
     for (int64_t i = 0; i < args.num_experts; ++i) scores[i] = logits[i];
     for (int64_t i = args.num_experts; i < padded; ++i) scores[i] = -__builtin_inff();
     args.scoring == Scoring::kSigmoid ? sigmoid_scores(scores, padded)
@@ -101,7 +122,7 @@ static void moe_gate(const MoeGateArgs& args, int64_t token_begin, int64_t token
 
     // Experts of lost groups are never looked at: the same as masking their choices with -inf, also
     // when every kept choice is -inf.
-    uint64_t best[kMaxTopK];
+    uint64_t best[kGateTopK];
     int64_t num_best = 0;
     if (args.topk_group == args.n_group) {
       for (int64_t i = 0; i < args.num_experts; ++i) {
@@ -126,6 +147,10 @@ static void moe_gate(const MoeGateArgs& args, int64_t token_begin, int64_t token
     const float divisor = args.norm_topk_prob ? sum + 1e-20f : 1.0f;
     for (int64_t j = 0; j < args.top_k; ++j) {
       weights[j] = weights[j] / divisor * args.routed_scaling_factor;
+    }
+    for (int64_t j = 0; j < args.num_shared; ++j) {
+      ids[args.top_k + j] = static_cast<int32_t>(args.num_experts + j);
+      weights[args.top_k + j] = 1.0f;
     }
   }
 }

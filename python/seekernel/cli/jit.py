@@ -139,5 +139,4 @@ def model_specs(config: Mapping[str, int], max_tokens: int, num_sms: int) -> lis
         if n % 8 == 0 and k % 128 == 0
         for m in tokens
     }
-    values = sorted((0, 0, c.block_m, c.block_n, c.num_stages) for c in configs)
-    return [kernel_spec("sm90_fp8_gemm_nt", value) for value in values]
+    return [kernel_spec("sm90_fp8_gemm_nt", c) for c in sorted(c.parameters for c in configs)]

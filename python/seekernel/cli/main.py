@@ -19,6 +19,15 @@ from seekernel.errors import SeekernelError
 COMMANDS = {
     "generate": ("seekernel.cli.generate:generate", "Complete prompts with a checkpoint."),
     "info": ("seekernel.cli.info:info", "Show versions, hardware and checkpoint, for a report."),
+    "quantize": (
+        "seekernel.cli.quantize:quantize",
+        "Convert a checkpoint to FP8, W4AFP8 or NVFP4.",
+    ),
+    "dequantize": (
+        "seekernel.cli.quantize:dequantize",
+        "Convert a quantised checkpoint to bfloat16.",
+    ),
+    "verify": ("seekernel.cli.quantize:verify", "Compare two checkpoints tensor by tensor."),
     "jit": ("seekernel.cli.jit:jit", "List, clear or fill the cache of compiled kernels."),
 }
 

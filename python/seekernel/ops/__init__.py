@@ -19,12 +19,13 @@ from seekernel.ops.gemm import (
     grouped_gemm_swiglu_nt,
     router_gemm,
 )
-from seekernel.ops.moe import MoePlan, moe_finalize, moe_gate, moe_plan
+from seekernel.ops.moe import MoePlan, Routing, moe_finalize, moe_gate, moe_plan, moe_route
 from seekernel.ops.norm import add_rms_norm, rms_norm, silu_mul
 from seekernel.ops.quantize import dequantize_fp8_128x128, quantize_fp8_1x128, quantize_fp8_128x128
 
 __all__ = [
     "MoePlan",
+    "Routing",
     "add_rms_norm",
     "bmm_nt",
     "dequantize_fp8_128x128",
@@ -43,6 +44,7 @@ __all__ = [
     "moe_finalize",
     "moe_gate",
     "moe_plan",
+    "moe_route",
     "quantize_fp8_1x128",
     "quantize_fp8_128x128",
     "rms_norm",

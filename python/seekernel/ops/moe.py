@@ -12,15 +12,32 @@ from seekernel.ops._fakes import register_fakes
 
 _moe_gate = torch.ops.seekernel.moe_gate.default
 _moe_plan = torch.ops.seekernel.moe_plan.default
+_moe_route = torch.ops.seekernel.moe_route.default
 _moe_finalize = torch.ops.seekernel.moe_finalize.default
 
 
 class MoePlan(NamedTuple):
-    """Where every routed row goes: the inputs of grouped GEMMs and of moe_finalize."""
+    """Where every routed row goes: the inputs of grouped GEMMs and of moe_finalize.
+
+    tiles, num_tiles: the tile map of grouped GEMMs, [>= num_tiles, 4] and [1] int32, if there is one:
+    a row {group, first row, rows, 0} per block of at most `block_rows` rows, groups ascending.
+    """
 
     offsets: Tensor
     row_token: Tensor
     token_row: Tensor
+    tiles: Tensor | None = None
+    num_tiles: Tensor | None = None
+
+    @staticmethod
+    def empty(ids: Tensor, num_local: int, block_rows: int | None = None) -> MoePlan:
+        """Allocate a plan of ids [m, top_k] for num_local experts, with a tile map if block_rows is given."""
+        rows = ids.numel()
+        plan = MoePlan(ids.new_empty(num_local + 1), ids.new_empty(rows), torch.empty_like(ids))
+        if block_rows is None:
+            return plan
+        most = -(-rows // block_rows) + min(num_local, rows)
+        return plan._replace(tiles=ids.new_empty(most, 4), num_tiles=ids.new_empty(1))
 
 
 def moe_gate(
@@ -34,6 +51,8 @@ def moe_gate(
     routed_scaling_factor: float = 1.0,
     weights: Tensor | None = None,
     ids: Tensor | None = None,
+    error: Tensor | None = None,
+    num_shared: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """Group-limited top-k choice of experts.
 
@@ -46,18 +65,22 @@ def moe_gate(
         logits: [m, e] float32, last dim contiguous, e <= 1024.  bias: [e] float32 or None; it
             selects and never weighs.  n_group divides e; topk_group <= n_group; top_k <= 16 and at
             most the experts of topk_group groups.  scoring_func: "sigmoid" or "softmax".
-        weights: [m, top_k] float32.  ids: [m, top_k] int32.  Both allocated when not given.
+        weights: [m, top_k + num_shared] float32.  ids: the same in int32.  Allocated when not given.
+        error: [1] int32 or None: bit 0 is set if a logit is NaN, bit 1 if one is infinite, and
+            nothing is ever cleared.
+        num_shared: so many columns more, experts e, e + 1, ... with weight 1: shared experts as
+            further groups of a grouped GEMM.
     Returns: (weights, ids), by descending choice. Ties, between groups too, go to the lower index.
         Experts of other groups are never chosen. A NaN choice ranks below -inf: it is taken last,
         and its weight is NaN; softmax leaves NaN logits out of its sum.
-    Errors: RuntimeError naming the argument, expected and got.  Writes: weights, ids.
+    Errors: RuntimeError naming the argument, expected and got.  Writes: weights, ids, error.
     Source: DeepSeek-V3 technical report, section 2.1.2; without bias: DeepSeek-V2, section 2.2.
     """
-    m = logits.shape[0]
+    size = (logits.shape[0], top_k + num_shared)
     if weights is None:
-        weights = logits.new_empty(m, top_k, dtype=torch.float32)
+        weights = logits.new_empty(size, dtype=torch.float32)
     if ids is None:
-        ids = logits.new_empty(m, top_k, dtype=torch.int32)
+        ids = logits.new_empty(size, dtype=torch.int32)
     _moe_gate(
         logits,
         bias,
@@ -68,12 +91,20 @@ def moe_gate(
         routed_scaling_factor,
         weights,
         ids,
+        error,
+        num_shared,
     )
     return weights, ids
 
 
 def moe_plan(
-    ids: Tensor, num_local: int, first_expert: int = 0, plan: MoePlan | None = None
+    ids: Tensor,
+    num_local: int,
+    first_expert: int = 0,
+    plan: MoePlan | None = None,
+    replicas: Tensor | None = None,
+    block_rows: int | None = None,
+    loads: Tensor | None = None,
 ) -> MoePlan:
     """Sort the routed rows by expert, stably, without padding.
 
@@ -83,18 +114,105 @@ def moe_plan(
     Args:
         ids: [m, top_k] int32, contiguous. Ids outside first_expert .. first_expert + num_local - 1
             (-1 for one) get no row.
-        plan: offsets [num_local + 1], row_token [m * top_k], token_row [m, top_k], all int32;
-            allocated when not given.
+        plan: offsets [num_local + 1], row_token [m * top_k], token_row [m, top_k], all int32, and
+            with block_rows the tile map; allocated when not given.
+        replicas: [num_logical, n] int32 or None: the physical experts of each logical one, then -1.
+            An id becomes replicas[id][(t + j) % their number], -1 where there is none; expert
+            numbers above are then physical ones.
+        block_rows: rows of a tile of the tile map; None for no tile map.
+        loads: [num_logical] int64 or None: the number of times each id occurs, whatever its rank,
+            is added.
     Returns: plan. Rows of one expert are in the order of ids. token_row is -1 for an id without a
-        row; row_token is -1 from offsets[num_local] on.
-    Errors: RuntimeError naming the tensor, expected and got.  Writes: all of plan.
+        row; row_token is -1 from offsets[num_local] on. tiles is not written from num_tiles on.
+    Errors: RuntimeError naming the tensor, expected and got.  Writes: all of plan; loads.
     """
     if plan is None:
-        plan = MoePlan(
-            ids.new_empty(num_local + 1), ids.new_empty(ids.numel()), torch.empty_like(ids)
-        )
-    _moe_plan(ids, first_expert, *plan)
+        plan = MoePlan.empty(ids, num_local, block_rows)
+    _moe_plan(
+        ids, first_expert, plan.offsets, plan.row_token, plan.token_row, replicas,
+        _block_rows(plan, block_rows), plan.tiles, plan.num_tiles, loads,
+    )  # fmt: skip
     return plan
+
+
+def _block_rows(plan: MoePlan, block_rows: int | None) -> int:
+    if plan.tiles is not None and block_rows is None:
+        raise ValueError("block_rows: expected the rows of a tile, as plan has tiles, got None")
+    return 1 if block_rows is None else block_rows
+
+
+class Routing(NamedTuple):
+    """What moe_route writes."""
+
+    logits: Tensor
+    weights: Tensor
+    ids: Tensor
+    plan: MoePlan
+
+    @staticmethod
+    def empty(
+        x: Tensor,
+        num_experts: int,
+        top_k: int,
+        num_shared: int = 0,
+        num_local: int | None = None,
+        block_rows: int | None = None,
+    ) -> Routing:
+        """Allocate for tokens x [m, k]; num_local is all experts, shared ones too, when not given."""
+        size = (x.shape[0], top_k + num_shared)
+        ids = x.new_empty(size, dtype=torch.int32)
+        num_local = num_experts + num_shared if num_local is None else num_local
+        return Routing(
+            x.new_empty(x.shape[0], num_experts, dtype=torch.float32),
+            x.new_empty(size, dtype=torch.float32),
+            ids,
+            MoePlan.empty(ids, num_local, block_rows),
+        )
+
+
+def moe_route(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    top_k: int,
+    n_group: int = 1,
+    topk_group: int = 1,
+    scoring_func: str = "sigmoid",
+    norm_topk_prob: bool = True,
+    routed_scaling_factor: float = 1.0,
+    num_shared: int = 0,
+    first_expert: int = 0,
+    num_local: int | None = None,
+    replicas: Tensor | None = None,
+    block_rows: int | None = None,
+    loads: Tensor | None = None,
+    error: Tensor | None = None,
+    counter: Tensor | None = None,
+    out: Routing | None = None,
+) -> Routing:
+    """router_gemm, moe_gate and moe_plan: the same bits, at decode sizes one launch on a CUDA device.
+
+    Args:
+        x: [m, k] and weight: [e, k] bfloat16 (CPU: or float32).  bias .. routed_scaling_factor,
+            num_shared, error: as in moe_gate.  first_expert .. loads: as in moe_plan.
+        num_local: experts that get rows; e + num_shared when not given.
+        counter: [1] int32, zero before and after, for one call at a time: what the single launch
+            needs (m <= 128, e <= 512, num_local <= 1024); without it there are three.
+        out: allocated when not given.
+    Returns: out.
+    Errors: RuntimeError naming the tensor, expected and got.
+    Writes: out, loads, error; counter, which it leaves at zero.
+    """
+    if out is None:
+        out = Routing.empty(x, weight.shape[0], top_k, num_shared, num_local, block_rows)
+    plan = out.plan
+    _moe_route(
+        x, weight, bias, n_group, topk_group, scoring_func, norm_topk_prob, routed_scaling_factor,
+        first_expert, out.logits, out.weights, out.ids, plan.offsets, plan.row_token,
+        plan.token_row, replicas, _block_rows(plan, block_rows), plan.tiles, plan.num_tiles, loads,
+        error, num_shared, counter,
+    )  # fmt: skip
+    return out
 
 
 def moe_finalize(
@@ -121,4 +239,4 @@ def moe_finalize(
     return out
 
 
-register_fakes("moe_gate", "moe_plan", "moe_finalize")
+register_fakes("moe_gate", "moe_plan", "moe_route", "moe_finalize")

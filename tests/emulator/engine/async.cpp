@@ -53,8 +53,15 @@ bool Machine::run_due() {
     }
     const auto body = std::move(op.run);
     queue_.erase(queue_.begin() + static_cast<std::ptrdiff_t>(i));
+    const std::size_t left = queue_.size();
     body(*this);
     any = true;
+    // What flushed others moved the rest: to go on from i would pass over one, and let a later wgmma
+    // of its warp overtake it.
+    if (queue_.size() != left) {
+      i = 0;
+      blocked.clear();
+    }
   }
   return any;
 }

@@ -278,11 +278,14 @@ Handler resolve_convert(const Insn& i) {
   if (to == Type::k_tf32 && from == Type::k_f32 && i.args[3] == 0) {
     return i.args[0] == 'z' ? unary<U32, U32, ToTf32<true>> : unary<U32, U32, ToTf32<false>>;
   }
-  // The widenings and truncations of every address computation.
+  // The widenings and truncations of every address computation, between registers of just that
+  // width: cvt also takes wider ones.
   if (i.args[1] == 0) {
-    if (to == Type::k_u64 && from == Type::k_u32) return unary<U64, U32, Same>;
-    if (to == Type::k_s64 && from == Type::k_s32) return unary<S64, S32, Same>;
-    if (to == Type::k_u32 && from == Type::k_u64) return unary<U32, U64, Narrow>;
+    const bool wide_source = i.ops[1].kind == OperandKind::kReg64;
+    const bool wide_result = i.ops[0].kind == OperandKind::kReg64;
+    if (to == Type::k_u64 && from == Type::k_u32 && !wide_source) return unary<U64, U32, Same>;
+    if (to == Type::k_s64 && from == Type::k_s32 && !wide_source) return unary<S64, S32, Same>;
+    if (to == Type::k_u32 && from == Type::k_u64 && !wide_result) return unary<U32, U64, Narrow>;
   }
   return convert;
 }

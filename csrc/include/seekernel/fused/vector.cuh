@@ -11,6 +11,10 @@ struct bfloat16_t {
   uint16_t bits;
 };
 
+struct float16_t {
+  uint16_t bits;
+};
+
 SEEKERNEL_DEVICE float to_float(uint32_t bfloat16_bits) {
   return __uint_as_float(bfloat16_bits << 16);
 }

@@ -23,6 +23,12 @@ SEEKERNEL_DEVICE uint32_t cluster_ctarank() {
   return rank;
 }
 
+SEEKERNEL_DEVICE uint32_t cluster_nctarank() {
+  uint32_t count;
+  asm volatile("mov.u32 %0, %%cluster_nctarank;" : "=r"(count));
+  return count;
+}
+
 SEEKERNEL_DEVICE uint32_t mapa(uint32_t address, uint32_t rank) {
   uint32_t remote;
   asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(remote) : "r"(address), "r"(rank));

@@ -27,10 +27,22 @@ SEEKERNEL_DEVICE void stmatrix_x4_trans(uint32_t address, uint32_t r0, uint32_t 
       : "memory");
 }
 
+SEEKERNEL_DEVICE void stmatrix_x2_trans(uint32_t address, uint32_t r0, uint32_t r1) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x2.trans.shared.b16 [%0], {%1, %2};" ::"r"(address),
+               "r"(r0), "r"(r1)
+               : "memory");
+}
+
 // Round to nearest even; `low` goes to the lower half.
 SEEKERNEL_DEVICE uint32_t pack_bf16x2(float low, float high) {
   uint32_t packed;
   asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(high), "f"(low));
+  return packed;
+}
+
+SEEKERNEL_DEVICE uint32_t pack_f16x2(float low, float high) {
+  uint32_t packed;
+  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(high), "f"(low));
   return packed;
 }
 
