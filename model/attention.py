@@ -98,6 +98,7 @@ class LatentAttention:
         )
         self.o_proj = Linear.load(source, f"{prefix}.o_proj", hidden, heads * config.v_head_dim)
         self.w_uk, self.w_uv = absorb(config, self.kv_b_proj)
+        self.kv_scale = torch.ones(1, dtype=torch.float32, device=source.device)
 
     def __call__(self, x: Tensor, batch: Batch, cos_sin: Tensor, kv_cache: Tensor) -> Tensor:
         """x [s, hidden] normed -> [s, hidden]; writes the new tokens' rows of kv_cache."""
@@ -122,10 +123,14 @@ class LatentAttention:
             q_latent = x.new_empty(batch.num_tokens, rank)
         ops.mla_prepare(
             qkv_a, self.q_a_layernorm, self.kv_a_layernorm, batch.positions, cos_sin, batch.slots,
-            LATENT_NORM_EPS, q_latent=q_latent, kv_cache=kv_cache,
+            LATENT_NORM_EPS, q_latent=q_latent, kv_cache=kv_cache, kv_scale=self._scale(kv_cache),
         )  # fmt: skip
         q = self.q_proj(x if q_latent is None else q_latent)
         return q.view(batch.num_tokens, self.config.num_attention_heads, self.config.qk_head_dim)
+
+    def _scale(self, kv_cache: Tensor) -> Tensor | None:
+        """Return the multiplier of a cache in the flat FP8 format."""
+        return self.kv_scale if kv_cache.dtype == torch.float8_e4m3fn else None
 
     def _absorbed(self, q: Tensor, segment: Segment, kv_cache: Tensor, out: Tensor) -> None:
         """Attend in latent space: W_UK folded into the query, W_UV applied to the weighted latent."""
@@ -136,7 +141,7 @@ class LatentAttention:
         absorbed[..., latent:] = q[..., nope:]
         weighted, _ = ops.mla_decode(
             absorbed, kv_cache, segment.block_table, segment.seq_lens, segment.cu_seqlens_q,
-            config.softmax_scale, causal=True, d_v=latent,
+            config.softmax_scale, causal=True, d_v=latent, kv_scale=self._scale(kv_cache),
         )  # fmt: skip
         self.w_uv(weighted, out=out)
 
@@ -163,7 +168,7 @@ class LatentAttention:
                     q[rows], num_new, (b - a,), table[:, a // page_size :], kv_cache,
                     b == lengths[0], None,
                 )  # fmt: skip
-                total = part if total is None else _merge(total, part)
+                total = part if total is None else ops.merge_attention_states(*total, *part)
             if total is not None:
                 out[rows] = total[0]
 
@@ -181,8 +186,9 @@ class LatentAttention:
         cu_q = torch.tensor(cumulative(num_new), dtype=torch.int32, device=device)
         cu_kv = torch.tensor(cumulative(lengths), dtype=torch.int32, device=device)
         latent, k_pe = ops.mla_gather_latent(
-            kv_cache, block_table, cu_kv, sum(lengths), config.kv_lora_rank, dtype=q.dtype
-        )
+            kv_cache, block_table, cu_kv, sum(lengths), config.kv_lora_rank, dtype=q.dtype,
+            kv_scale=self._scale(kv_cache),
+        )  # fmt: skip
         kv = self.kv_b_proj(latent).view(sum(lengths), config.num_attention_heads, -1)
         return ops.mla_prefill(
             q, kv, k_pe, cu_q, cu_kv, config.softmax_scale, causal=causal, out=out,
@@ -205,10 +211,3 @@ def _spans(length: int, num_new: int) -> list[tuple[int, int]]:
     """Cut a request's tokens: whole pieces before its new tokens, and the rest."""
     last = 0 if length <= MAX_EXPANDED else (length - num_new) // MAX_EXPANDED * MAX_EXPANDED
     return [*((a, a + MAX_EXPANDED) for a in range(0, last, MAX_EXPANDED)), (last, length)]
-
-
-def _merge(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    """Join the attention of the same queries over two sets of keys: outputs weighted by exp(lse)."""
-    lse = torch.logaddexp(a[1], b[1])
-    out = a[0] * (a[1] - lse).exp()[..., None] + b[0] * (b[1] - lse).exp()[..., None]
-    return out.to(a[0].dtype), lse

@@ -53,14 +53,16 @@ class EngineCore:
         self._model, self._options, self._tokenizer = model, options, tokenizer
         page_size, dtype = options.page_size, options.kv_cache_dtype
         self.num_drafts = options.num_drafts
-        one_page = model.allocate_kv_cache(1, page_size, dtype)
+        bytes_per_page = sum(
+            layer.nbytes for layer in model.allocate_kv_cache(1, page_size, dtype)
+        )
         num_pages, self.max_seq_len = size_pool(
-            bytes_per_page=sum(layer.nbytes for layer in one_page),
+            bytes_per_page=bytes_per_page,
             page_size=page_size,
             max_batch_size=min(options.max_batch_size, options.max_num_tokens),
             max_seq_len=options.max_seq_len,
             max_position_embeddings=model.config.max_position_embeddings,
-            limit_bytes=self._limit_bytes(),
+            limit_bytes=self._limit_bytes(bytes_per_page),
             extra_rows=extra_rows(self.num_drafts),
         )
         self.kv = KVManager(
@@ -191,12 +193,17 @@ class EngineCore:
             )
         return changed
 
-    def _limit_bytes(self) -> int:
+    def _limit_bytes(self, bytes_per_page: int) -> int:
+        """Return the bytes that the options leave to the cache; see EngineOptions."""
         options = self._options
-        if options.kv_cache_bytes is not None:
-            return options.kv_cache_bytes
-        fraction = options.kv_cache_free_gpu_memory_fraction
-        return int(available_memory_bytes() * (0.25 if fraction is None else fraction))
+        limit = options.kv_cache_bytes
+        if limit is None:
+            fraction = options.kv_cache_free_gpu_memory_fraction
+            limit = int(available_memory_bytes() * (0.25 if fraction is None else fraction))
+        if options.kv_cache_max_tokens is not None:
+            pages = pages_for(options.kv_cache_max_tokens, options.page_size)
+            limit = min(limit, pages * bytes_per_page)
+        return limit
 
     def _launch(self, plan: StepPlan) -> InFlight:
         step = prepare(plan, self._page_writes(plan), self.num_drafts, self._relaxed)

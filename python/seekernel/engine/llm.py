@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from queue import SimpleQueue
 from types import TracebackType
@@ -13,7 +14,7 @@ import torch
 from tqdm import tqdm
 
 from seekernel._extension import build_info
-from seekernel.engine.checkpoint import resolve_model_dir
+from seekernel.engine.checkpoint import checkpoint_kv_cache_dtype, resolve_model_dir
 from seekernel.engine.core import DEVICE, EngineCore
 from seekernel.engine.handle import RequestHandle
 from seekernel.engine.loop import EngineLoop
@@ -55,6 +56,9 @@ class LLM:
             raise OptionError(str(error)) from None
         self.model_dir = resolve_model_dir(model)
         self.config = ModelConfig.from_dir(self.model_dir)
+        if self.options.kv_cache_dtype == "auto":
+            asked = checkpoint_kv_cache_dtype(self.model_dir)
+            self.options = replace(self.options, kv_cache_dtype=asked)
         limit = self.config.max_position_embeddings
         if self.options.max_seq_len is not None and self.options.max_seq_len > limit:
             raise OptionError.expected(

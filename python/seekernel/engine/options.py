@@ -10,7 +10,7 @@ from seekernel.engine.option_names import flatten, unknown
 from seekernel.engine.scheduler import POLICIES
 from seekernel.errors import OptionError
 
-KV_CACHE_DTYPES = ("auto", "bfloat16", "float32")
+KV_CACHE_DTYPES = ("auto", "bfloat16", "float32", "fp8", "fp8_per_tensor")
 WEIGHT_DTYPES = ("auto", "bfloat16", "float32")
 LOAD_FORMATS = ("auto", "dummy")
 PAGE_SIZES = (16, 32, 64, 128)
@@ -34,7 +34,8 @@ class EngineOptions:
     disable_overlap_scheduler: process a step before the next is launched; None: on a CPU, where
     both share the cores.
 
-    kv_cache_dtype: "auto" is what the checkpoint asks for, else that of the activations.
+    kv_cache_dtype: "auto" is what the checkpoint's hf_quant_config.json asks for, else bfloat16;
+    "fp8" has a multiplier per token and 128 values, "fp8_per_tensor" none.
     kv_cache_bytes: upper limit of the cache; None: kv_cache_free_gpu_memory_fraction of the memory
     left after the weights, by default 0.9 of a GPU's and a quarter of a CPU's.
     kv_cache_max_tokens: another upper limit.  page_size: tokens of a page.
