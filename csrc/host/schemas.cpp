@@ -78,4 +78,25 @@ STABLE_TORCH_LIBRARY(seekernel, m) {
       "add_rms_norm(Tensor x, Tensor(a!) residual, Tensor weight, float eps, Tensor(b!) out) "
       "-> ()");
   m.def("silu_mul(Tensor x, Tensor(a!) out) -> ()");
+
+  // sampling
+  m.def(
+      "sample(Tensor logits, Tensor temperature, Tensor top_k, Tensor top_p, Tensor min_p, "
+      "Tensor seeds, Tensor offsets, Tensor? repetition, Tensor? presence, Tensor? frequency, "
+      "Tensor? token_counts, Tensor? slots, Tensor? extra_ids, Tensor? bias_ids, Tensor? bias, "
+      "Tensor? mask, Tensor(a!) ids, Tensor(b!) status, Tensor(c!)? probs) -> ()");
+  m.def(
+      "token_logprobs(Tensor logits, Tensor ids, Tensor(a!) logprobs, Tensor(b!) ranks, "
+      "Tensor(c!) top_ids, Tensor(d!) top_logprobs) -> ()");
+  m.def("add_token_counts(Tensor(a!) token_counts, Tensor slots, Tensor ids) -> ()");
+  m.def(
+      "mtp_verify_strict(Tensor target_ids, Tensor draft_ids, Tensor(a!) out_ids, "
+      "Tensor(b!) num_out) -> ()");
+  m.def(
+      "mtp_verify_relaxed(Tensor top_ids, Tensor top_logprobs, Tensor draft_ids, Tensor slots, "
+      "float relaxed_delta, int begin_thinking_id, int end_thinking_id, Tensor(a!) slot_delta, "
+      "Tensor(b!) out_ids, Tensor(c!) num_out) -> ()");
+  m.def(
+      "mtp_verify_rejection(Tensor target_probs, Tensor? draft_probs, Tensor draft_ids, "
+      "Tensor seeds, Tensor offsets, Tensor(a!) out_ids, Tensor(b!) num_out) -> ()");
 }

@@ -19,6 +19,11 @@ namespace seekernel::cpu::SEEKERNEL_ISA {
 #include "cpu/kernels/attention_panel.inl"
 //
 #include "cpu/kernels/attention.inl"
+//
+#include "cpu/kernels/sampling_weight.inl"
+//
+#include "cpu/kernels/mtp_verify.inl"
+#include "cpu/kernels/sampling.inl"
 
 const KernelTable kTable = {
     .norm = {rms_norm, silu_mul},
@@ -29,6 +34,8 @@ const KernelTable kTable = {
     .attention = {kRowsPerPanel, kPrefillQueries, partial_size, decode_scratch_size,
                   prefill_scratch_size, mla_decode_chunk, mla_decode_merge, mla_decode_finish,
                   mla_prefill_block, merge_attention_states},
+    .sampling = {sampling_scratch_size, sample_rows, token_logprobs_rows, mtp_verify_relaxed,
+                 mtp_verify_rejection},
 };
 
 }  // namespace seekernel::cpu::SEEKERNEL_ISA

@@ -20,13 +20,33 @@ from seekernel.ops.gemm import (
     router_gemm,
 )
 from seekernel.ops.moe import MoePlan, Routing, moe_finalize, moe_gate, moe_plan, moe_route
+from seekernel.ops.mtp import mtp_verify_rejection, mtp_verify_relaxed, mtp_verify_strict
 from seekernel.ops.norm import add_rms_norm, rms_norm, silu_mul
 from seekernel.ops.quantize import dequantize_fp8_128x128, quantize_fp8_1x128, quantize_fp8_128x128
+from seekernel.ops.sampling import (
+    STATUS_NOT_FINITE,
+    STATUS_NOTHING_ALLOWED,
+    STATUS_OK,
+    LogitBias,
+    Logprobs,
+    Penalties,
+    add_token_counts,
+    reset_token_counts,
+    sample,
+    token_logprobs,
+)
 
 __all__ = [
+    "STATUS_NOTHING_ALLOWED",
+    "STATUS_NOT_FINITE",
+    "STATUS_OK",
+    "LogitBias",
+    "Logprobs",
     "MoePlan",
+    "Penalties",
     "Routing",
     "add_rms_norm",
+    "add_token_counts",
     "bmm_nt",
     "dequantize_fp8_128x128",
     "fp8_bmm_nt",
@@ -45,10 +65,16 @@ __all__ = [
     "moe_gate",
     "moe_plan",
     "moe_route",
+    "mtp_verify_rejection",
+    "mtp_verify_relaxed",
+    "mtp_verify_strict",
     "quantize_fp8_1x128",
     "quantize_fp8_128x128",
+    "reset_token_counts",
     "rms_norm",
     "rope_interleaved",
     "router_gemm",
+    "sample",
     "silu_mul",
+    "token_logprobs",
 ]
