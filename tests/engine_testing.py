@@ -23,13 +23,14 @@ from seekernel.engine.sampling_params import SamplingParams
 from seekernel.engine.scheduler import Chunk, Decode, Scheduler, StepPlan, extra_rows
 from seekernel.model import DeepseekV3ForCausalLM
 from seekernel.model import batch as batch_module
-from tests.checkpoint_files import write_checkpoint
+from seekernel.tokenizer import Tokenizer
+from tests.checkpoint_files import SPECIAL, write_checkpoint, write_tokenizer
 from tests.model_testing import Runner
 
 PAGE = 16
 # Two shrunken models with random weights and an MTP module, beside the bundled checkpoint.
 SHRUNKEN: dict[str, dict[str, Any]] = {
-    "fp8_blocks": {"num_nextn_predict_layers": 1},
+    "fp8_blocks": {"num_nextn_predict_layers": 1, "kv_lora_rank": 128},
     "plain_no_q_lora": {
         "num_nextn_predict_layers": 1, "quantization_config": None, "q_lora_rank": None,
         "n_group": 1, "n_routed_experts": 6, "num_experts_per_tok": 3, "n_shared_experts": 2,
@@ -45,6 +46,7 @@ def model_dir(name: str, folder: Path) -> Path:
         return default_model_dir()
     if not (folder / "config.json").exists():
         write_checkpoint(folder, **SHRUNKEN[name])
+        write_tokenizer(folder, special=(*SPECIAL, "<think>", "</think>"))
     return folder
 
 
@@ -60,8 +62,10 @@ def naive_greedy(
         return runner.greedy(0, prompt, count)[0]
 
 
-def make_core(model: DeepseekV3ForCausalLM, **options: Any) -> EngineCore:
-    return EngineCore(model, EngineOptions(**options), None)
+def make_core(
+    model: DeepseekV3ForCausalLM, tokenizer: Tokenizer | None = None, **options: Any
+) -> EngineCore:
+    return EngineCore(model, EngineOptions(**options), tokenizer)
 
 
 def run_core(
@@ -77,15 +81,15 @@ def run_core(
             core.step()
 
 
-def make_sequence(prompt: int | list[int], max_tokens: int) -> TokenSequence:
+def make_sequence(prompt: int | list[int], max_tokens: int, **params: Any) -> TokenSequence:
     """Return a sequence of that prompt, or of one of that many tokens."""
     return TokenSequence(
         prompt_token_ids=list(range(prompt)) if isinstance(prompt, int) else prompt,
-        params=SamplingParams(max_tokens=max_tokens),
+        params=SamplingParams(max_tokens=max_tokens, **params),
         max_tokens=max_tokens,
         end_ids={},
         output=CompletionOutput(0),
-        generator=torch.Generator(),
+        generator=torch.Generator().manual_seed(params.get("seed", 0)),
     )
 
 

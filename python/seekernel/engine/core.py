@@ -17,7 +17,7 @@ from seekernel.engine.options import EngineOptions
 from seekernel.engine.outputs import Logprob
 from seekernel.engine.request import TokenSequence
 from seekernel.engine.runner import ModelRunner, Result
-from seekernel.engine.sampler import Choice
+from seekernel.engine.sampler import Choice, LogprobsOfToken
 from seekernel.engine.scheduler import Chunk, Decode, Scheduler, StepPlan, extra_rows
 from seekernel.engine.speculation import relaxed_rule
 from seekernel.engine.step import PageWrites, Step, prepare
@@ -246,7 +246,19 @@ class EngineCore:
         result, plan = launched.result(), launched.plan
         choices = self._choices(result)
         with self.output_lock:
+            if result.prompt_logprobs:
+                self._take_prompt_logprobs(launched, result.prompt_logprobs)
             return self._take(plan, choices)
+
+    def _take_prompt_logprobs(
+        self, launched: InFlight, found: dict[int, list[LogprobsOfToken]]
+    ) -> None:
+        for chunk, given in zip(launched.plan.chunks, launched.step.chunks, strict=True):
+            known = chunk.sequence.prompt_logprobs
+            if known is not None:
+                # A preempted sequence runs its prompt again: what is known stays.
+                for scores in found.get(given.slot, [])[max(len(known) - chunk.begin, 0) :]:
+                    known.append(self._named(scores))
 
     def _take(self, plan: StepPlan, choices: list[list[Choice | None]]) -> list[TokenSequence]:
         items: list[Chunk | Decode] = [*plan.decodes]
@@ -304,11 +316,9 @@ class EngineCore:
     def _append(self, sequence: TokenSequence, choice: Choice) -> None:
         output = sequence.output
         if choice.logprobs is not None:
-            named = {
-                token: Logprob(value, rank, self._spell(token))
-                for token, (value, rank) in choice.logprobs.items()
-            }
-            output.logprobs = [*(output.logprobs or []), named]
+            if output.logprobs is None:
+                output.logprobs = []
+            output.logprobs.append(self._named(choice.logprobs))
             chosen = choice.logprobs[choice.token_id][0]
             output.cumulative_logprob = (output.cumulative_logprob or 0.0) + chosen
         sequence.append(choice.token_id)
@@ -322,6 +332,12 @@ class EngineCore:
         self.scheduler.remove(sequence)
         self._pages_sent.pop(sequence, None)
         self._exchanged.pop(sequence, None)
+
+    def _named(self, logprobs: LogprobsOfToken) -> dict[int, Logprob]:
+        return {
+            token: Logprob(value, rank, self._spell(token))
+            for token, (value, rank) in logprobs.items()
+        }
 
     def _spell(self, token: int) -> str:
         return "" if self._tokenizer is None else self._tokenizer.decode([token], False)

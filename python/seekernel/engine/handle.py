@@ -9,8 +9,9 @@ from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from dataclasses import replace
 from typing import Any
 
-from seekernel.engine.outputs import RequestOutput, Timing
+from seekernel.engine.outputs import CompletionOutput, RequestOutput, Timing
 from seekernel.engine.request import TokenSequence
+from seekernel.engine.sampling_params import SamplingParams
 
 
 class RequestHandle:
@@ -24,8 +25,10 @@ class RequestHandle:
     holds up the engine. Each output is a copy that does not change any more.
     """
 
-    def __init__(self, output: RequestOutput, sequences: list[TokenSequence]) -> None:
-        self.sequences = sequences
+    def __init__(
+        self, output: RequestOutput, sequences: list[TokenSequence], params: SamplingParams
+    ) -> None:
+        self.sequences, self._params = sequences, params
         self.arrived_at = time.perf_counter()
         self._output = output
         self._changed = threading.Condition()
@@ -146,6 +149,10 @@ class RequestHandle:
                     speculation=speculation,
                 )
             )
+        if len(outputs) > self._params.n:
+            outputs = self._best(outputs)
+        known = self.sequences[0].prompt_logprobs
+        prompt_logprobs = None if known is None else [None, *known]
         starts = [s.first_scheduled_at for s in self.sequences if s.first_scheduled_at is not None]
         firsts = [s.first_token_at for s in self.sequences if s.first_token_at is not None]
         ends = [s.finished_at for s in self.sequences if s.finished_at is not None]
@@ -155,7 +162,23 @@ class RequestHandle:
             finished=max(ends) - self.arrived_at if len(ends) == len(self.sequences) else None,
         )
         cached = max((sequence.num_reused for sequence in self.sequences), default=0)
-        return replace(self._output, outputs=outputs, timing=timing, cached_tokens=cached)
+        return replace(
+            self._output,
+            outputs=outputs,
+            prompt_logprobs=prompt_logprobs,
+            timing=timing,
+            cached_tokens=cached,
+        )
+
+    def _best(self, outputs: list[CompletionOutput]) -> list[CompletionOutput]:
+        """Return the n samples of largest log-probability, once all have ended; until then the first."""
+        if self._done:
+            outputs.sort(key=lambda item: -(item.cumulative_logprob or 0.0))
+        wanted = self._params.logprobs is not None
+        return [
+            replace(item, index=index, logprobs=item.logprobs if wanted else None)
+            for index, item in enumerate(outputs[: self._params.n])
+        ]
 
     def when_done(self, call: Callable[[RequestHandle], None]) -> None:
         """Call a function once the request has ended, on the thread that ends it."""

@@ -265,6 +265,11 @@ class LLM:
                 raise RequestError.expected(
                     "stop_token_ids", f"ids below vocab_size {self.config.vocab_size}", token
                 )
+        for token, _ in params.logit_bias:
+            if token >= self.config.vocab_size:
+                raise RequestError.expected(
+                    "logit_bias", f"ids below vocab_size {self.config.vocab_size}", token
+                )
         if params.stop and self._tokenizer is None:
             raise RequestError("stop: stop strings need a tokenizer (skip_tokenizer_init is set)")
         if not params.ignore_eos:
@@ -276,13 +281,17 @@ class LLM:
         seed = params.seed
         if seed is None:
             seed = self.options.seed + (request_id + 1) * REQUEST_STRIDE
+        if params.num_samples > params.n and params.logprobs is None:
+            own = replace(params, logprobs=0)  # the samples are compared by it
+        else:
+            own = params
         group = []
-        for index in range(params.n):
+        for index in range(params.num_samples):
             generator = torch.Generator().manual_seed((seed + index * SAMPLE_STRIDE) % 2**64)
             group.append(
                 TokenSequence(
                     prompt_token_ids=ids,
-                    params=params,
+                    params=own,
                     max_tokens=min(params.max_tokens, core.max_seq_len - len(ids)),
                     end_ids=ends,
                     output=CompletionOutput(index),
@@ -295,7 +304,7 @@ class LLM:
         for sequence in group:
             core.check(sequence)
         text = prompt if isinstance(prompt, str) else None
-        return RequestHandle(RequestOutput(request_id, text, ids, []), group)
+        return RequestHandle(RequestOutput(request_id, text, ids, []), group, params)
 
     def _prompt_ids(self, prompt: object, name: str) -> list[int]:
         if isinstance(prompt, str):

@@ -41,7 +41,8 @@ class CompletionOutput:
 
     finish_reason: "stop" (end of sequence, or stop_reason), "length", "abort", or "error".
     stop_reason: the stop string or stop token id that ended it; None for the model's own end.
-    cumulative_logprob, logprobs: None unless SamplingParams.logprobs was given.
+    cumulative_logprob, logprobs: None unless SamplingParams.logprobs was given; the first also
+    where best_of needs it.
     speculation: what the drafts were worth, None without them.
     """
 
@@ -78,6 +79,7 @@ class Timing:
 class RequestOutput:
     """One prompt with its samples. prompt is None when token ids were given without text.
 
+    prompt_logprobs: per token of the prompt, None for the first; None unless asked for.
     cached_tokens: of the prompt, that were not run because their pages were known.
     """
 
@@ -85,6 +87,7 @@ class RequestOutput:
     prompt: str | None
     prompt_token_ids: list[int]
     outputs: list[CompletionOutput]
+    prompt_logprobs: list[dict[int, Logprob] | None] | None = None
     cached_tokens: int = field(default=0, compare=False)
     timing: Timing = field(default_factory=Timing, compare=False)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from seekernel.engine.outputs import CompletionOutput, FinishReason
+from seekernel.engine.outputs import CompletionOutput, FinishReason, Logprob
 from seekernel.engine.prefix_tree import Node
 from seekernel.engine.sampling_params import SamplingParams
 from seekernel.tokenizer import IncrementalDetokenizer
@@ -30,6 +30,7 @@ class TokenSequence:
     in_flight, in_flight_max: launched steps that choose tokens for it and are not processed yet,
     and the most tokens they may give.  epoch: counts how often it was sent back to wait.
     may_reuse: whether known pages may stand in for its tokens.  num_reused: rows that did.
+    prompt_logprobs: of the tokens after the first, as far as they were run; None: not wanted.
     """
 
     prompt_token_ids: list[int]
@@ -53,12 +54,17 @@ class TokenSequence:
     may_reuse: bool = True
     num_reused: int = 0
     owner: RequestHandle | None = None
+    prompt_logprobs: list[dict[int, Logprob]] | None = None
     tokens: list[int] = field(default_factory=list)
     first_scheduled_at: float | None = None
     first_token_at: float | None = None
     finished_at: float | None = None
 
     def __post_init__(self) -> None:
+        if self.params.prompt_logprobs is not None and self.output.index == 0:
+            self.may_reuse = False  # all rows are run, and none is run with others' rounding
+            if self.prompt_logprobs is None:
+                self.prompt_logprobs = []
         self.tokens = [*self.prompt_token_ids, *self.output.token_ids]
 
     @property

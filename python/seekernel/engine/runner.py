@@ -10,11 +10,13 @@ from torch import Tensor
 from seekernel.engine.acceptance import Relaxed, accept, accept_relaxed, update_deltas
 from seekernel.engine.device_state import DeviceState
 from seekernel.engine.graphs import GraphSet
-from seekernel.engine.sampler import Choice
+from seekernel.engine.sampler import Choice, LogprobsOfToken, top_logprobs
 from seekernel.engine.step import Layout, Step, with_chunks
 from seekernel.engine.step_sampling import choose_on_host
 from seekernel.model import Batch, DeepseekV3ForCausalLM
 from seekernel.model.model import KVCache
+
+SCORED_AT_ONCE = 512  # rows of logits that prompt_logprobs hold at a time
 
 
 @dataclass
@@ -28,7 +30,8 @@ class Chosen:
 
 @dataclass
 class Result:
-    """A step that runs or ran. choices: what the host chose, per sequence, instead of `chosen`."""
+    """A step that runs or ran. choices: what the host chose, per sequence, instead of `chosen`.
+    prompt_logprobs: by slot, of the tokens after those of its chunk."""
 
     step: Step
     layout: Layout
@@ -36,6 +39,7 @@ class Result:
     logits: Tensor
     chosen: Chosen | None = None
     choices: list[list[Choice | None]] | None = None
+    prompt_logprobs: dict[int, list[LogprobsOfToken]] | None = None
 
 
 class ModelRunner:
@@ -81,6 +85,8 @@ class ModelRunner:
             layout = with_chunks(layout, step.chunks, self._page_size, self._only_absorbed)
         hidden, logits = self._forward(layout)
         result = Result(step, layout, hidden, logits)
+        if any(chunk.num_scored for chunk in step.chunks):
+            result.prompt_logprobs = self._score_prompts(step, layout, hidden)
         if step.on_device:
             if logits.shape[0]:
                 result.chosen = self._choose(layout, logits)
@@ -165,6 +171,22 @@ class ModelRunner:
         hidden = self.model.forward(layout.token_ids, layout.batch, self.kv_cache)
         wanted = hidden if layout.logit_rows is None else hidden[layout.logit_rows]
         return hidden, self.model.compute_logits(wanted)
+
+    def _score_prompts(
+        self, step: Step, layout: Layout, hidden: Tensor
+    ) -> dict[int, list[LogprobsOfToken]]:
+        """Return the log-probabilities of prompt tokens, a part of the rows at a time."""
+        scores: dict[int, list[LogprobsOfToken]] = {}
+        row = layout.num_decodes * self._wide
+        for chunk in step.chunks:
+            following = [*chunk.tokens[1:], chunk.following or 0]
+            found = scores.setdefault(chunk.slot, [])
+            for begin in range(0, chunk.num_scored, SCORED_AT_ONCE):
+                end = min(begin + SCORED_AT_ONCE, chunk.num_scored)
+                logits = self.model.compute_logits(hidden[row + begin : row + end])
+                found += top_logprobs(logits, following[begin:end], chunk.num_top)
+            row += len(chunk.tokens)
+        return scores
 
     def _choose(self, layout: Layout, logits: Tensor) -> Chosen:
         """Choose the likeliest tokens, and keep the drafts that foretold them."""

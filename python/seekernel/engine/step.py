@@ -21,6 +21,8 @@ class ChunkInput:
     """Known tokens of one sequence, `begin` rows of which are in the cache already.
 
     following: the token after them, None where this step chooses it.  thinking: see acceptance.
+    num_scored: of its tokens, those whose successor is a token of the prompt that wants its
+    log-probability; num_top: and of so many others.
     """
 
     slot: int
@@ -29,6 +31,8 @@ class ChunkInput:
     pages: list[int]
     following: int | None
     thinking: bool
+    num_scored: int = 0
+    num_top: int = 0
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,8 @@ def prepare(
         if chunk.samples:
             sequences.append(sequence)
         num_rows = max(num_rows, chunk.end + 2 * num_drafts)
+        num_top = sequence.params.prompt_logprobs
+        scored = min(chunk.end, len(sequence.prompt_token_ids) - 1) - chunk.begin
         chunks.append(
             ChunkInput(
                 slot=sequence.slot,
@@ -68,6 +74,8 @@ def prepare(
                 pages=list(sequence.pages),
                 following=None if chunk.samples else sequence.tokens[chunk.end],
                 thinking=relaxed is not None and thinks(sequence.tokens, relaxed),
+                num_scored=0 if num_top is None else max(scored, 0),
+                num_top=num_top or 0,
             )
         )
     return Step(
