@@ -31,10 +31,6 @@ from seekernel.ops.quantize import (
     quantize_fp8_128x128,
     quantize_int4_g128,
 )
-
-__all__ = [
-    "MlaDecodePlan",
-from seekernel.ops.quantize import dequantize_fp8_128x128, quantize_fp8_1x128, quantize_fp8_128x128
 from seekernel.ops.sampling import (
     STATUS_NOT_FINITE,
     STATUS_NOTHING_ALLOWED,
@@ -54,6 +50,7 @@ __all__ = [
     "STATUS_OK",
     "LogitBias",
     "Logprobs",
+    "MlaDecodePlan",
     "MoePlan",
     "Penalties",
     "Routing",
