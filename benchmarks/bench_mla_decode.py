@@ -18,6 +18,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from inspect import signature
 from pathlib import Path
 
 import torch
@@ -192,11 +193,14 @@ def flash_mla(inputs: Inputs) -> Step | None:
     shape = inputs.shape
     metadata, num_splits = get_mla_metadata(inputs.seq_lens, shape.s_q * shape.h, 1)
     q = inputs.q.view(shape.b, shape.s_q, shape.h, D_QK)
+    # Forks that keep the Hopper kernels beside newer ones reach them by this name.
+    parameters = signature(flash_mla_with_kvcache).parameters
+    options = {"use_legacy": True} if "use_legacy" in parameters else {}
 
     def step(cache: Tensor) -> tuple[Tensor, Tensor]:
         out, lse = flash_mla_with_kvcache(
             q, cache.unsqueeze(2), inputs.block_table, inputs.seq_lens, D_V, metadata, num_splits,
-            softmax_scale=SCALE, causal=True,
+            softmax_scale=SCALE, causal=True, **options,
         )  # fmt: skip
         return out.flatten(0, 1), lse.transpose(1, 2).flatten(0, 1)
 
