@@ -17,6 +17,7 @@ from seekernel.ops.gemm import (
     grouped_gemm_nt,
     grouped_gemm_swiglu_nt,
     router_gemm,
+    w4a8_grouped_gemm_nt,
 )
 from seekernel.ops.moe import MoePlan, moe_finalize, moe_gate, moe_plan
 from seekernel.ops.norm import add_rms_norm, rms_norm, silu_mul
@@ -53,4 +54,5 @@ __all__ = [
     "rope_interleaved",
     "router_gemm",
     "silu_mul",
+    "w4a8_grouped_gemm_nt",
 ]
