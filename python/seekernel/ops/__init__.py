@@ -21,6 +21,7 @@ from seekernel.ops.gemm import (
     grouped_gemm_nt,
     grouped_gemm_swiglu_nt,
     router_gemm,
+    w4a8_grouped_gemm_nt,
 )
 from seekernel.ops.moe import MoePlan, Routing, moe_finalize, moe_gate, moe_plan, moe_route
 from seekernel.ops.mtp import mtp_verify_rejection, mtp_verify_relaxed, mtp_verify_strict
@@ -89,4 +90,5 @@ __all__ = [
     "sample",
     "silu_mul",
     "token_logprobs",
+    "w4a8_grouped_gemm_nt",
 ]

@@ -22,9 +22,11 @@ from seekernel.reference.gemm import (
     fp8_grouped_gemm_nt,
     fp8_grouped_gemm_swiglu_nt,
     gemm_nt,
+    group_runs,
     grouped_gemm_nt,
     grouped_gemm_swiglu_nt,
     router_gemm,
+    w4a8_grouped_gemm_nt,
 )
 from seekernel.reference.moe import moe_choices, moe_finalize, moe_gate, moe_plan
 from seekernel.reference.norm import add_rms_norm, rms_norm, silu_mul
@@ -48,6 +50,7 @@ __all__ = [
     "fp8_grouped_gemm_nt",
     "fp8_grouped_gemm_swiglu_nt",
     "gemm_nt",
+    "group_runs",
     "grouped_gemm_nt",
     "grouped_gemm_swiglu_nt",
     "latent_values",
@@ -69,4 +72,5 @@ __all__ = [
     "router_gemm",
     "silu_mul",
     "to_e4m3",
+    "w4a8_grouped_gemm_nt",
 ]
