@@ -87,7 +87,9 @@ def launch_prepare(
     }
     q_weight = device.buffer(to_numpy(given["q_norm_weight"])) if q_lora else None
     slots = given["slots"]
-    d_slots = device.buffer((torch.where(slots < 0, slots, slots + page_shift * cache.shape[1])).numpy())
+    d_slots = device.buffer(
+        (torch.where(slots < 0, slots, slots + page_shift * cache.shape[1])).numpy()
+    )
     q_latent = device.buffer(to_numpy(torch.full((s, max(8, q_lora)), float("nan"), dtype=x.dtype)))
     d_cache = device.buffer(raw)
     d_scale = None if given["kv_scale"] is None else device.buffer(given["kv_scale"].numpy())
@@ -161,7 +163,9 @@ def launch_merge(
     return result[0].numpy(), result[1].numpy()
 
 
-def launch_rope(device: Device, kernel: BuiltKernel, x: Tensor, rope: int, positions: Tensor) -> Array:
+def launch_rope(
+    device: Device, kernel: BuiltKernel, x: Tensor, rope: int, positions: Tensor
+) -> Array:
     """Run rope_interleaved on the last `rope` columns of x."""
     s, h, row = x.shape
     d_x = device.buffer(to_numpy(x))
@@ -174,5 +178,3 @@ def launch_rope(device: Device, kernel: BuiltKernel, x: Tensor, rope: int, posit
     )  # fmt: skip
     device.launch(kernel.on(device), grid=(-(-vectors // 256),), block=(256,), args=args)
     return d_x.numpy()
-
-

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-from tests.emulator.launch import KernelFault
-from tests.emulator.schedules import NINE_SCHEDULES
 from tests.kernel_testing import BACKENDS, devices
 from tests.mla_prefill_testing import Case, built, check, launch, make
 from tests.mla_testing import BF16, F32

@@ -77,7 +77,7 @@ PREPARE = [
     ("bfloat16", BF16, 4, 1536, 512, 64, 64),
     ("blocks", BF16, 4, 1536, 512, 64, 64),
     ("flat", BF16, 4, 264, 512, 64, 16),
-    ("blocks", F32, 4, 0, 384, 8, 16),
+    ("blocks", F32, 4, 0, 512, 8, 16),
     ("float", F32, 4, 40, 72, 24, 32),
 ]
 
@@ -143,7 +143,7 @@ def test_pages_beyond_31_bits() -> None:
 @pytest.mark.parametrize("page_size", [16, 64])
 def test_gather(backend: str, kind: str, page_size: int) -> None:
     torch.manual_seed(0)
-    lengths, kv_lora, rope = (0, 17, 0, 1, 66, 0), 256, 24
+    lengths, kv_lora, rope = (0, 17, 0, 1, 66, 0), 512, 24
     dtype = F32 if kind == "float" else BF16
     rows = [stored(torch.randn(n, kv_lora + rope), kind, kv_lora) for n in lengths]
     if kind in ("blocks", "flat"):
@@ -153,8 +153,12 @@ def test_gather(backend: str, kind: str, page_size: int) -> None:
     want = reference.latent_values(torch.cat(rows), kv_lora, scale_of(kind)).float().to(dtype)
     kernel = build_in("mla_gather_latent.cuh", f"mla_gather_latent<{ELEMENT[dtype]}>")
     for device in devices(backend):
-        got = launch_gather(device, kernel, kind, cache, table, offsets(lengths), kv_lora, rope, dtype)
-        for part, size, expected in zip(got, (kv_lora, rope), want.split([kv_lora, rope], -1), strict=True):
+        got = launch_gather(
+            device, kernel, kind, cache, table, offsets(lengths), kv_lora, rope, dtype
+        )
+        for part, size, expected in zip(
+            got, (kv_lora, rope), want.split([kv_lora, rope], -1), strict=True
+        ):
             assert torch.equal(to_torch(part)[:, :size], expected)
             assert to_torch(part)[:, size:].isnan().all(), "wrote beyond the row"
 
@@ -192,7 +196,8 @@ def test_rope(backend: str, dtype: torch.dtype, s: int, h: int, rope: int) -> No
     torch.manual_seed(0)
     x, positions = torch.randn(s, h, rope + 16).to(dtype), int32(range(96, 96 + s))
     want, naive = (
-        reference.rope_interleaved(x[..., 16:], positions, cos_sin(99, rope), t) for t in (torch.float64, dtype)
+        reference.rope_interleaved(x[..., 16:], positions, cos_sin(99, rope), t)
+        for t in (torch.float64, dtype)
     )
     kernel = build("seekernel/fused/rope.cuh", f"rope_interleaved<{ELEMENT[dtype]}>")
     for device in devices(backend):

@@ -1,5 +1,6 @@
-// CUDA boundary of mla_prepare, rope_interleaved, mla_gather_latent, merge_attention_states: checks,
-// grid, launch. Positions, slots, block tables and lengths stay on the device: nothing checks them.
+// CUDA boundary of mla_prepare, rope_interleaved, mla_gather_latent, merge_attention_states:
+// checks, grid, launch. Positions, slots, block tables and lengths stay on the device: nothing
+// checks them.
 #include <algorithm>
 #include <climits>
 
@@ -64,6 +65,10 @@ latent_cache_t device_cache(const Checker& check, const Tensor& kv_cache,
       check_latent_cache(check, kv_cache, kv_scale, num_pages, page_size, kv_lora, rope);
   require_aligned(check, "kv_cache", kv_cache);
   check.require(page_size <= INT_MAX, "kv_cache: expected page_size < 2^31");
+  // The rope key lies behind kv_lora / 128 multipliers, and starts at a multiple of 16 bytes.
+  check.require(cache.format != LatentFormat::kBlocks || kv_lora % 512 == 0,
+                "kv_cache: expected kv_lora to be a multiple of 512 in the uint8 format, got " +
+                    std::to_string(kv_lora));
   const int64_t bytes = element_bytes(kv_cache);
   return {.data = static_cast<uint8_t*>(cache.data),
           .stride_page_bytes = cache.stride_page * bytes,
@@ -174,14 +179,13 @@ void rope_interleaved(const Tensor& x, const Tensor& positions, const Tensor& co
   const int32_t device = x.get_device_index();
   const DeviceGuard guard(device);
   with_type(x, [&]<class T>(T*) {
-    launch({.grid = {static_cast<unsigned>(divide_up(num_vectors, 256))},
-            .block = {256},
-            .pdl = true},
-           current_stream(device), "rope_interleaved", seekernel::rope_interleaved<T>,
-           static_cast<T*>(x.mutable_data_ptr()),
-           static_cast<const int32_t*>(positions.const_data_ptr()),
-           static_cast<const float*>(cos_sin.const_data_ptr()), num_vectors, h.value(),
-           rope.value(), x.stride(0), x.stride(1), cos_sin.stride(0));
+    launch(
+        {.grid = {static_cast<unsigned>(divide_up(num_vectors, 256))}, .block = {256}, .pdl = true},
+        current_stream(device), "rope_interleaved", seekernel::rope_interleaved<T>,
+        static_cast<T*>(x.mutable_data_ptr()),
+        static_cast<const int32_t*>(positions.const_data_ptr()),
+        static_cast<const float*>(cos_sin.const_data_ptr()), num_vectors, h.value(), rope.value(),
+        x.stride(0), x.stride(1), cos_sin.stride(0));
   });
 }
 
@@ -251,8 +255,10 @@ void merge_attention_states(const Tensor& out_a, const Tensor& lse_a, const Tens
   if (args.num_rows == 0) return;
   const int32_t device = out.get_device_index();
   const DeviceGuard guard(device);
-  launch({.grid = {static_cast<unsigned>(divide_up(args.num_rows, 8))}, .block = {256}, .pdl = true},
-         current_stream(device), "merge_attention_states", seekernel::merge_attention_states<256>, args);
+  launch(
+      {.grid = {static_cast<unsigned>(divide_up(args.num_rows, 8))}, .block = {256}, .pdl = true},
+      current_stream(device), "merge_attention_states", seekernel::merge_attention_states<256>,
+      args);
 }
 
 }  // namespace

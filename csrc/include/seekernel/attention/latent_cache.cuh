@@ -1,8 +1,10 @@
 // Rows of the paged latent cache: where they lie, and 8 values at a time in each format.
 //
-//   values  T [kv_lora + rope];  blocks  kv_lora e4m3 codes, fp32 multipliers of 128 each, rope bf16;
-//   flat    e4m3 [kv_lora + rope] times one multiplier.  host/latent_cache.h has the whole story.
-// Every row starts at a multiple of 16 bytes; kv_lora and rope are multiples of 8.
+//   values  T [kv_lora + rope];  blocks  kv_lora e4m3 codes, fp32 multipliers of 128 each, rope
+//   bf16; flat    e4m3 [kv_lora + rope] times one multiplier.  host/latent_cache.h has the whole
+//   story.
+// Every row starts at a multiple of 16 bytes; kv_lora and rope are multiples of 8, kv_lora of 512
+// in blocks.
 #pragma once
 
 #include <seekernel/fused/vector.cuh>
@@ -74,8 +76,8 @@ SEEKERNEL_DEVICE void load_latent(float (&v)[8], const latent_cache_t& cache, co
   }
   const auto* scales = reinterpret_cast<const float*>(row + cache.kv_lora);
   if (column < cache.kv_lora) return load_e4m3x8(v, row + column, scales[column / 128]);
-  load(v, reinterpret_cast<const bfloat16_t*>(scales + cache.kv_lora / 128) + column -
-              cache.kv_lora);
+  load(v,
+       reinterpret_cast<const bfloat16_t*>(scales + cache.kv_lora / 128) + column - cache.kv_lora);
 }
 
 // The inverse. `scale` is the block's multiplier in kLatentBlocks, of a latent value; whoever holds

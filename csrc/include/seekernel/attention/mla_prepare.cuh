@@ -71,8 +71,9 @@ __global__ void __launch_bounds__(1024)
   const int q_warps = args.q_threads / 32, kv_warps = args.kv_threads / 32;
   const bool is_q = warp < q_warps, is_rope = warp >= q_warps + kv_warps;
   // The column of this thread's first value in its part, and how many the part has.
-  const int column =
-      8 * (thread - (is_q ? 0 : is_rope ? args.q_threads + args.kv_threads : args.q_threads));
+  const int column = 8 * (thread - (is_q      ? 0
+                                    : is_rope ? args.q_threads + args.kv_threads
+                                              : args.q_threads));
   const int size = is_q ? args.q_lora : is_rope ? cache.rope : cache.kv_lora;
   const bool is_live = column < size;
   float v[8] = {}, w[8] = {};

@@ -3,8 +3,8 @@
 //   x[2 i], x[2 i + 1] = x[2 i] cos_i - x[2 i + 1] sin_i,  x[2 i] sin_i + x[2 i + 1] cos_i
 //
 // Shapes: x [s, h, rope] in T = float or bfloat16_t, heads and tokens strided, written in place;
-//   positions [s]; cos_sin [max_pos, rope], cosines first. rope % 8 == 0, rows start at multiples of
-//   16 bytes.
+//   positions [s]; cos_sin [max_pos, rope], cosines first. rope % 8 == 0, rows start at multiples
+//   of 16 bytes.
 // Roles: a thread takes 8 values of one head of one token.
 // Bound: HBM, one pass over x; launch latency at small s.
 #pragma once
