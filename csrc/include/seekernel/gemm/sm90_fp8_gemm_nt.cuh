@@ -118,7 +118,6 @@ __global__ void __launch_bounds__(Config::kThreads, 1)
     }
   } else {
     ptx::setmaxnreg_inc<Config::kConsumerRegisters>();
-    ptx::griddepcontrol_wait();
     const int lane = threadIdx.x % 32;
     const detail::Consumer<Config> self{args,
                                         {args, &map_d, smem, lane},
