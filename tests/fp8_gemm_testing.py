@@ -34,20 +34,21 @@ class Config:
     output: str = "bf16"
     multicast: int = 0
     gather: bool = False
+    ping_pong: bool = False
 
     def kernel(
         self, kind: str, edits: Mapping[str, Sequence[tuple[str, str]]] | None = None
     ) -> BuiltKernel:
         """Compile it for sizes known at run time."""
         values = (0, 0, self.block_m, self.block_n, self.stages, KINDS[kind],
-                  OUTPUTS[self.output][0], self.multicast, int(self.gather))  # fmt: skip
+                  OUTPUTS[self.output][0], self.multicast, int(self.gather), int(self.ping_pong))  # fmt: skip
         text = ", ".join(map(str, values))
         return build(HEADER, f"sm90_fp8_gemm_nt<sm90_fp8_gemm_nt_config<{text}>>", edits=edits)
 
     @property
     def threads(self) -> int:
         """Of a CTA."""
-        return 256 if self.block_m == 64 else 384
+        return 256 if self.block_m == 64 and not self.ping_pong else 384
 
     @property
     def cluster(self) -> int:
@@ -61,7 +62,8 @@ class Config:
         scales = {64: 384, 128: 640, 256: 1280}[self.block_m]
         stage = 128 * (self.block_m + self.block_n * (2 if swiglu else 1)) + scales + 32
         row = {"bf16": 2 * self.block_n, "fp32": 0, "swiglu": 128}[self.output]
-        return self.stages * stage + self.block_m * row
+        copies = 2 if self.ping_pong else 1
+        return self.stages * stage + self.block_m * row * copies + 16 * self.ping_pong
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,7 @@ class Problem:
     def __str__(self) -> str:
         c = self.config
         return (f"{self.source.kind}-n{self.n}-k{self.k}-{c.block_m}x{c.block_n}x{c.stages}-{c.output}"
-                f"-multicast{c.multicast}{'-gather' * c.gather}")  # fmt: skip
+                f"-multicast{c.multicast}{'-gather' * c.gather}{'-ping-pong' * c.ping_pong}")  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -58,6 +58,9 @@ CASES = [
             Config(64, 128, 3, "swiglu", gather=True)),
     Problem(Source("tile_map", groups=offsets(*RAGGED), block_rows=64), 72, 640,
             Config(128, 32, 3, "bf16", 2, gather=True)),
+    Problem(Source("dense", m=200), 72, 384, Config(64, 32, 4, ping_pong=True)),
+    Problem(Source("offsets", groups=offsets(*RAGGED)), 136, 640,
+            Config(64, 64, 3, "bf16", 2, ping_pong=True), num_ctas=4),
 ]  # fmt: skip
 
 
@@ -145,7 +148,7 @@ def test_every_configuration_gives_the_same_bits(backend: str) -> None:
     problem = Problem(Source("dense", m=150), 136, 640, SMALL)
     want = run(problem, backend, ONE_SCHEDULE)
     for config in (
-        LARGE, Config(256, 128, 3), Config(128, 128, 4, "bf16", 1), Config(256, 128, 3, "bf16", 2)
+        LARGE, Config(256, 128, 3), Config(64, 64, 3, ping_pong=True), Config(128, 128, 4, "bf16", 1), Config(256, 128, 3, "bf16", 2)
     ):  # fmt: skip
         got = run(replace(problem, config=config, num_ctas=4), backend, ONE_SCHEDULE)
         assert np.array_equal(got, want)
@@ -156,6 +159,7 @@ GROUPED = replace(DENSE, source=Source("offsets", groups=offsets(*RAGGED)), weig
 PAIRED = Problem(Source("dense", m=130), 72, 640, Config(128, 32, 3, "bf16", 1), num_ctas=2)
 SWIGLU = Problem(Source("offsets", groups=offsets(5, 33)), 256, 512,
                  Config(64, 128, 3, "swiglu", gather=True), num_ctas=1)  # fmt: skip
+PINGED = replace(DENSE, config=Config(64, 32, 3, ping_pong=True), k=384)
 PIPED = Problem(Source("offsets", groups=offsets(5, 33)), 72, 640, replace(SMALL, gather=True))
 
 
@@ -204,9 +208,12 @@ PLANTED: dict[str, tuple[Problem, str, str, str]] = {
                                   "2;\n  static_assert(true"),
     "maximum of half the columns": (SWIGLU, EPILOGUE, "__shfl_xor_sync(0xffffffffu, amax, 2)", "amax"),
     "scales of nobody's rows": (SWIGLU, EPILOGUE, "lane % 4 == 0 && r < rows", "lane % 4 == 0"),
+    "turns not taken": (PINGED, CONSUMER, "      await_turn();\n", ""),
+    "stages of the other tile not skipped": (PINGED, CONSUMER, "issued.skip(num_blocks);", ""),
     "gate for up": (SWIGLU, CONSUMER, "Config::kSwiglu ? wave * P::kBytesTileB : 0", "0"),
 }  # fmt: skip
 QUICK = (
+    "turns not taken",
     "scales read where the box starts", "slot given back early", "staging used again early",
     "rows of the next group stored", "gathered rows not fenced", "slot given back to one CTA",
 )  # fmt: skip

@@ -1,10 +1,10 @@
 #include "jit/fp8_gemm.h"
 
 #include <algorithm>
+#include <seekernel/gemm/sm90_fp8_gemm_nt_args.cuh>
 #include <stdexcept>
 
 #include "driver/tensor_map.h"
-#include <seekernel/gemm/sm90_fp8_gemm_nt_args.cuh>
 
 namespace seekernel::jit {
 namespace {
@@ -22,8 +22,9 @@ void require(bool condition, const char* name, const char* expected, int64_t got
 KernelKey sm90_fp8_gemm_nt_key(const heuristics::GemmConfig& config) {
   return {"sm90_fp8_gemm_nt",
           {0, 0, config.block_m, config.block_n, config.num_stages, static_cast<int>(config.kind),
-           static_cast<int>(config.output), static_cast<int>(config.multicast), config.gather},
-          9};
+           static_cast<int>(config.output), static_cast<int>(config.multicast), config.gather,
+           config.ping_pong},
+          10};
 }
 
 void fp8_gemm_nt(const Fp8GemmNt& p, const heuristics::GemmConfig& config,
