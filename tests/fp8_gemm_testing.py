@@ -294,8 +294,12 @@ def expected(
     return want, written
 
 
-def check(problem: Problem, x: Operands, result: Result) -> None:
-    """Right numbers where there are rows, PATTERN everywhere else."""
+def check(problem: Problem, x: Operands, result: Result, short_sums: bool = False) -> None:
+    """Right numbers where there are rows, PATTERN everywhere else.
+
+    Args:
+        short_sums: the tensor cores kept 14 bits of a sum, as a chip's do; else fp32.
+    """
     want, written = expected(problem, x)
     columns = result.d.shape[2]
     body = columns * result.d.dtype.itemsize
@@ -303,19 +307,23 @@ def check(problem: Problem, x: Operands, result: Result) -> None:
     assert (result.raw_d[~written] == PATTERN).all(), "wrote rows that belong to nobody"
     got = result.d.astype(np.float64)[written]
     if problem.config.output == "swiglu":
-        check_swiglu(want, written, got, result)
+        check_swiglu(want, written, got, result, short_sums)
         return
     assert np.isfinite(got).all(), "something dead leaked into the result"
     if not got.size:
         return
     want = want[written]
     rounding = 0.0 if problem.config.output == "fp32" else 2.0**-8
-    allowed = rounding * np.abs(want) + 1e-5 * expected(problem, x, magnitude=True)[0][written]
+    # A K block is four sums of 32 products, each cut off below 2^-13 of its largest product.
+    sums = 2.0**-11 if short_sums else 1e-5
+    allowed = rounding * np.abs(want) + sums * expected(problem, x, magnitude=True)[0][written]
     excess = (np.abs(got - want) / allowed).max()
     assert excess < 1, f"an error of {excess:.2f} times what rounding allows"
     if problem.config.output == "fp32":
         error = np.abs(got - want).max() / np.abs(want).max()
-        assert error < 1e-5, f"largest error {error:.2e} of the largest value"
+        assert error < (1e-3 if short_sums else 1e-5), (
+            f"largest error {error:.2e} of the largest value"
+        )
     if got.size < 1000 or problem.hostile:
         return  # too few numbers for a mean error, or nothing was quantised
     exact = expected(problem, x, exact=True)[0][written]
@@ -323,7 +331,7 @@ def check(problem: Problem, x: Operands, result: Result) -> None:
     assert diff < 1e-3, f"calc_diff {diff:.2e}"
 
 
-def check_swiglu(want: Array, written: Array, got: Array, result: Result) -> None:
+def check_swiglu(want: Array, written: Array, got: Array, result: Result, short_sums: bool) -> None:
     """Scales as the quantiser would make them, codes right but for ties that rounding breaks."""
     gate, up = np.split(want, 2, axis=-1)
     h = (gate / (1 + np.exp(-gate)) * up)[0]
@@ -334,9 +342,13 @@ def check_swiglu(want: Array, written: Array, got: Array, result: Result) -> Non
     assert untouched[:, : h.shape[0]][:, ~written[0]].all(), "wrote scales that belong to nobody"
     assert untouched[:, h.shape[0] :].all(), "wrote scales beyond the rows"
     got_scale, scale, blocks = got_scale[written[0]], scale[written[0]], blocks[written[0]]
-    assert np.allclose(got_scale, scale, rtol=3e-5, atol=0), "scales differ"
+    assert np.allclose(got_scale, scale, rtol=1e-2 if short_sums else 3e-5, atol=0), "scales differ"
     codes = (blocks / got_scale[:, :, None]).clip(-448, 448).astype(np.float32).astype(E4M3)
     same = codes.astype(np.float64).reshape(got.shape) == got
-    assert same.mean() > 0.998, f"{(~same).mean():.2e} of the codes differ"
+    assert same.mean() > (0.95 if short_sums else 0.998), (
+        f"{(~same).mean():.2e} of the codes differ"
+    )
+    # Half a step of e4m3, 2^-4 of the value or half a subnormal, and what the sums were off.
+    value = np.abs(blocks / got_scale[:, :, None])
     off = np.abs(blocks / got_scale[:, :, None] - got.reshape(blocks.shape))
-    assert (off <= np.maximum(np.abs(blocks / got_scale[:, :, None]) / 15, 2.0**-9)).all()
+    assert (off <= value / 15 + 2.0**-9 + (2.0 if short_sums else 0.0)).all()
