@@ -111,7 +111,10 @@ class Build(BuildExtension):
         target = Path(self.build_temp).resolve() / source.relative_to(ROOT).with_suffix(".cu.o")
         depfile = target.with_suffix(".d")
         if target.exists() and depfile.exists():
-            inputs = [Path(__file__), *(ROOT / name for name in depfile_inputs(depfile.read_text()))]
+            inputs = [
+                Path(__file__),
+                *(ROOT / name for name in depfile_inputs(depfile.read_text())),
+            ]
             built = target.stat().st_mtime
             if all(path.exists() and path.stat().st_mtime < built for path in inputs):
                 return target

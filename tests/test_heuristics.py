@@ -64,7 +64,9 @@ def test_every_kind_and_output_gets_a_config_that_fits(
     grouped = kind > 1
     assert _jit.check_gemm_grid(ms, ns, ks, [78, 132], grouped, False, kind, output, gather) == 240
     for m in ms:
-        config = _jit.choose_gemm(m, 4096, 7168, 8, grouped, kind=kind, output=output, gather=gather)
+        config = _jit.choose_gemm(
+            m, 4096, 7168, 8, grouped, kind=kind, output=output, gather=gather
+        )
         assert (config.kind, config.output, config.gather) == (kind, output, gather)
         if kind == 3:
             assert config.block_m * (2 if config.multicast == 2 else 1) <= 128
@@ -102,7 +104,10 @@ def test_shared_memory_and_registers_fit(
         ((1, 8, -128), "k: expected a positive multiple of 128, got -128"),
         ((1, 8, 1 << 21), "k: expected at most 1048576, got 2097152"),
         ((1, 8, 128, 0), "num_groups: expected at least 1, got 0"),
-        ((1, 136, 128, 1, False, 132, False, 0, 2), "n: expected a multiple of 256 for gate and up"),
+        (
+            (1, 136, 128, 1, False, 132, False, 0, 2),
+            "n: expected a multiple of 256 for gate and up",
+        ),
         ((1, 8, 128, 1, False, 0), "num_sms: expected at least 1, got 0"),
     ],
 )
