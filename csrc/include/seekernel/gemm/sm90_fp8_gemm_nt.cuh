@@ -83,9 +83,14 @@ __global__ void __launch_bounds__(Config::kThreads, 1)
   if (threadIdx.x == 0) {
     for (int stage = 0; stage < Config::kStages; ++stage) {
       ptx::mbarrier_init(smem + P::kFull + 8 * stage, Config::kGather ? 129 : 1);
-      ptx::mbarrier_init(smem + P::kEmpty + 8 * stage, 4 * Config::kConsumers * Config::kCluster);
+      ptx::mbarrier_init(smem + P::kEmpty + 8 * stage,
+                         4 * Config::kConsumersPerTile * Config::kCluster);
     }
     ptx::fence_mbarrier_init();
+    if constexpr (Config::kPingPong) {
+      ptx::store_shared_f32(smem + P::kDone, 0.0f);
+      ptx::store_shared_f32(smem + P::kDone + 4, 0.0f);
+    }
     if constexpr (!Config::kGather) {
       ptx::prefetch_tensormap(&map_a);
       ptx::prefetch_tensormap(&map_sfa);
@@ -118,7 +123,6 @@ __global__ void __launch_bounds__(Config::kThreads, 1)
     }
   } else {
     ptx::setmaxnreg_inc<Config::kConsumerRegisters>();
-    ptx::griddepcontrol_wait();
     const int lane = threadIdx.x % 32;
     const detail::Consumer<Config> self{args,
                                         {args, &map_d, smem, lane},
@@ -129,7 +133,9 @@ __global__ void __launch_bounds__(Config::kThreads, 1)
                                         warpgroup - 1,
                                         static_cast<int>(threadIdx.x / 32 % 4),
                                         lane};
-    if constexpr (Config::kWaves == 1) {
+    if constexpr (Config::kPingPong) {
+      self.run_ping_pong();
+    } else if constexpr (Config::kWaves == 1) {
       self.run_two_banks();
     } else {
       self.run_two_waves();
