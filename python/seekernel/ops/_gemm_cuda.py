@@ -260,6 +260,39 @@ fp8_bmm_nt = Chain(
 )
 
 
+# ---- bmm_nt ----
+
+
+def _check_bf16_bmm(a: Tensor, b: Tensor, out: Tensor) -> None:
+    op = "bmm_nt"
+    for name, x in (("a", a), ("b", b)):
+        if x.dim() != 3:
+            fail(op, name, x, "three dimensions")
+    (g, m, k), n = a.shape, b.shape[1]
+    expect(op, "a", a, (g, m, k), _WIDE, a.device)
+    expect(op, "b", b, (g, n, k), _WIDE, a.device)
+    expect(op, "out", out, (g, m, n), _WIDE, a.device)
+
+
+def aot_bmm_nt(a: Tensor, b: Tensor, out: Tensor) -> None:
+    """Launch the kernel compiled at build time. Errors: NoKernel, RuntimeError."""
+    _check_bf16_bmm(a, b, out)
+    if not a.dtype is b.dtype is out.dtype is _BF16:
+        raise NoKernel("operands that are not all bfloat16")
+    if a.shape[2] % 8 or b.shape[1] % 8 or a.shape[2] == 0 or not all(map(_aligned, (a, b, out))):
+        raise NoKernel("rows that are not multiples of 16 bytes, or do not start at them")
+    _ops.bmm_nt.default(a, b, out)
+
+
+def reference_bmm_nt(a: Tensor, b: Tensor, out: Tensor) -> None:
+    """Plain torch, in float32."""
+    _check_bf16_bmm(a, b, out)
+    out.copy_(reference.bmm_nt(a, b, _F32))
+
+
+bmm_nt = Chain("bmm_nt", jit=None, aot=aot_bmm_nt, reference=reference_bmm_nt)
+
+
 # ---- fp8_grouped_gemm_nt ----
 
 

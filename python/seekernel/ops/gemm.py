@@ -226,12 +226,16 @@ def bmm_nt(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
 
         out[i] = a[i] @ b[i].T
 
-    Args: a: [g, m, k] float32 or bfloat16.  b: [g, n, k] float32 or bfloat16.  out: [g, m, n].
+    Args: a: [g, m, k] float32 or bfloat16.  b: [g, n, k] float32 or bfloat16.  out: [g, m, n]. Any
+        strides with a contiguous last dimension: heads of [m, h, k] tokens need no transposing copy.
     Returns: out.  Errors: RuntimeError naming the tensor, expected and got.  Writes: out.
     """
     if out is None:
         out = _allocate(a, a.shape[0], a.shape[1], b.shape[1])
-    _bmm_nt(a, b, out)
+    if type(a) is Tensor and a.is_cuda:
+        _cuda.bmm_nt(a.get_device(), b.shape, a, b, out)
+    else:
+        _bmm_nt(a, b, out)
     return out
 
 
