@@ -21,13 +21,16 @@ CASES = [
     Case((1000, 30), h_q=32, parts=2, split_tokens=192, ramp=True),
     Case((3, 600, 0), (5, 2, 1), h_q=40, parts=3, split_tokens=128, page_size=16),
     Case((260,), (2,), h_q=32, parts=2, dtype=torch.float16),
+    Case((1, 200, 0, 64), (1, 2, 1, 1), h_q=40, page_size=16, parts=2, cache="blocks", ramp=True),
+    Case((300, 129), h_q=128, parts=2, cache="blocks"),
+    Case((65, 190), h_q=16, page_size=128, parts=3, cache="flat"),
 ]
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_step(case: Case, backend: str) -> None:
-    inputs, built = make(case), kernels(case.dtype)
+    inputs, built = make(case), kernels(case.dtype, case.cache)
     first = None
     for device in devices(backend):
         got = run(device, built, case, inputs)
