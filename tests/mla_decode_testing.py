@@ -15,7 +15,7 @@ from seekernel import reference
 from seekernel.reference.attention import quantize_latent
 from tests.emulator.launch import Array, Buffer, Device, ElementType, Swizzle, TensorMap
 from tests.kernel_testing import BuiltKernel, build
-from tests.mla_testing import BF16, int32, offsets, paged, paged_fp8
+from tests.mla_testing import BF16, HUGE, int32, offsets, paged, paged_fp8
 from tests.op_testing import assert_error_within
 
 SCALE = 0.0721
@@ -152,6 +152,9 @@ def make(case: Case, seed: int = 0) -> Inputs:
     else:
         rows = [quantize_latent(row, D_V, scale) for row in rows]
         kv_cache, block_table = paged_fp8(rows, case.page_size)
+    # Not a column more than the longest request needs.
+    pages = max(-(-length // case.page_size) for length in case.s_kv)
+    block_table = block_table[:, : max(pages, 1)].contiguous()
     q = torch.randn(sum(case.queries), case.h_q, D_QK) * (3.0 if case.ramp else 1.0)
     return Inputs(
         q.to(case.dtype), kv_cache, block_table, int32(case.s_kv), offsets(case.queries), scale
@@ -199,6 +202,22 @@ class Step:
             inputs.kv_cache.shape[0],
             inputs.block_table.shape[1],
         )
+
+    def write(self, inputs: Inputs) -> None:
+        """Replace all inputs by others of at most the same size; everything beyond them is poison."""
+        cache = np.full(self.kv.shape, np.nan, self.kv.dtype)
+        cache[: len(inputs.kv_cache)] = to_numpy(inputs.kv_cache)
+        table = np.full(self.table.shape, HUGE, np.int32)
+        width = min(self.table_width, inputs.block_table.shape[1])
+        table[:, :width] = to_numpy(inputs.block_table)[:, :width]
+        for buffer, array in (
+            (self.q, to_numpy(inputs.q)),
+            (self.kv, cache),
+            (self.table, table),
+            (self.seq_lens, to_numpy(inputs.seq_lens)),
+            (self.cu, to_numpy(inputs.cu_seqlens_q)),
+        ):
+            buffer.write(array)
 
     def plan(self) -> None:
         """Launch the metadata kernel."""

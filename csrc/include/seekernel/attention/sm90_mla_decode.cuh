@@ -16,7 +16,9 @@
 //   by 128 B. Then maxima, row sums, barriers.
 // Protocol: full[buffer][tile] takes the bytes of a tile; empty[buffer][part] (left four tiles,
 //   right four, rope) takes a warpgroup's four warps: left and right are the last readers' own,
-//   since the scores were done before P was given away. p_full, p_empty[buffer]: four warps each.
+//   since the scores were done before P was given away. p_full[buffer]: four warps. P needs no
+//   empty: block n + 2 cannot arrive before both halves of block n were released, behind the last
+//   use of its P.
 // Bound: tensor cores from about 128 rows a request, memory below.
 #pragma once
 

@@ -51,8 +51,7 @@ struct Plan {
   static constexpr uint32_t kQFull = kEmpty + 2 * 3 * 8;
   static constexpr uint32_t kQEmpty = kQFull + 8;
   static constexpr uint32_t kPFull = kQEmpty + 8;  // [2]
-  static constexpr uint32_t kPEmpty = kPFull + 2 * 8;
-  static constexpr uint32_t kBytes = kPEmpty + 2 * 8;
+  static constexpr uint32_t kBytes = kPFull + 2 * 8;
 };
 static_assert(Plan::kBytes <= 232448, "shared memory of an SM");
 
@@ -80,10 +79,7 @@ SEEKERNEL_DEVICE void init_barriers(uint32_t smem, uint32_t full_arrivals) {
   for (int i = 0; i < 6; ++i) ptx::mbarrier_init(smem + Plan::kEmpty + 8 * i, 4);
   ptx::mbarrier_init(smem + Plan::kQFull, 1);
   ptx::mbarrier_init(smem + Plan::kQEmpty, 8);
-  for (int i = 0; i < 2; ++i) {
-    ptx::mbarrier_init(smem + Plan::kPFull + 8 * i, 4);
-    ptx::mbarrier_init(smem + Plan::kPEmpty + 8 * i, 4);
-  }
+  for (int i = 0; i < 2; ++i) ptx::mbarrier_init(smem + Plan::kPFull + 8 * i, 4);
   ptx::fence_mbarrier_init();
 }
 
@@ -270,7 +266,6 @@ struct Consumer {
       added[half] += low + high;
       p[i] = pack<T>(low, high);
     }
-    ptx::mbarrier_wait_parity(smem + P::kPEmpty + 8 * (counter & 1), (counter >> 1 & 1) ^ 1);
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       ptx::stmatrix_x4(p_tile(counter) + fragment_offset(i), p[4 * i], p[4 * i + 1], p[4 * i + 2],
@@ -282,7 +277,6 @@ struct Consumer {
     if constexpr (kPrevious) {
       ptx::wgmma_wait_group<0>();
       ptx::pin_registers(o);
-      arrive(smem + P::kPEmpty + 8 * (counter - 1 & 1));
       release(counter - 1, warpgroup);
     }
     rescale(o, top, next);
@@ -331,7 +325,6 @@ struct Consumer {
       issue_other(o, counter);
       ptx::wgmma_wait_group<0>();
       ptx::pin_registers(o);
-      arrive(smem + P::kPEmpty + 8 * (counter & 1));
       release(counter, warpgroup);
     }
   }
