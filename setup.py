@@ -120,7 +120,13 @@ class Build(BuildExtension):
                 return target
         target.parent.mkdir(parents=True, exist_ok=True)
         flags = ["-std=c++20", "-O3", "-lineinfo", "-Werror", "all-warnings", "-DUSE_CUDA"]
-        flags += [COMMON_FLAGS[0], CUDA_ARCH, "-Xcompiler", "-fPIC,-fvisibility=hidden"]
+        flags += [
+            COMMON_FLAGS[0],
+            CUDA_ARCH,
+            "--expt-relaxed-constexpr",
+            "-Xcompiler",
+            "-fPIC,-fvisibility=hidden",
+        ]
         folders = ["csrc/include", *self.extensions[0].include_dirs]
         command = [nvcc, *flags, *(f"-I{os.path.relpath(path, ROOT)}" for path in folders)]
         # Relative to ROOT, because nvcc splits what it hands on at the spaces and commas of a path.
@@ -142,13 +148,13 @@ def packages() -> list[str]:
 def extension() -> CppExtension:
     sources = [
         path
-        for folder in ("host", "cpu", "driver", "heuristics")
+        for folder in ("host", "cpu", "driver", "heuristics", "launch")
         for path in (ROOT / "csrc" / folder).glob("*.cpp")
     ]
     ext = CppExtension(
         "seekernel._C",
         sorted(str(path.relative_to(ROOT)) for path in sources),
-        include_dirs=[str(ROOT / "csrc")],
+        include_dirs=[str(ROOT / "csrc"), str(ROOT / "csrc" / "include")],
         py_limited_api=True,
         extra_compile_args={
             "cxx": [
@@ -167,7 +173,7 @@ def jit_extension() -> Extension:
 
     sources = [
         path
-        for folder in ("jit", "driver", "heuristics")
+        for folder in ("jit", "driver", "heuristics", "launch")
         for path in (ROOT / "csrc" / folder).glob("*.cpp")
     ]
     ext = Extension(

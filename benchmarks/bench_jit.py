@@ -30,7 +30,7 @@ from seekernel.jit import CompilerMissing, Jit, KernelCache, native
 from seekernel.jit.compiler import Compiler, Nvcc, Nvrtc, find_nvcc
 from seekernel.jit.families import kernel_spec
 
-SPEC = kernel_spec("sm90_fp8_gemm_nt", (0, 0, 128, 128, 5, 0, 0, 0, 0))
+SPEC = kernel_spec("sm90_fp8_gemm_nt", (0, 0, 128, 128, 5, 0, 0, 0, 0, 0))
 LIMITS = {"nvrtc cold compile": 1.5, "warm lookup": 5e-3, "host cost of a launch": 5e-6}
 
 _COLD = """

@@ -293,7 +293,9 @@ def run_gate(
 
 def route_shared_bytes(tile: Tile, num_experts: int, num_local: int, num_ids: int) -> int:
     """Dynamic shared memory of moe_route."""
-    words = max(tile.shared_floats, 256 * per_lane(num_experts), plan_shared_bytes(8, num_local) // 4)
+    words = max(
+        tile.shared_floats, 256 * per_lane(num_experts), plan_shared_bytes(8, num_local) // 4
+    )
     return 4 * (-(-words // 4) * 4 + num_ids)
 
 

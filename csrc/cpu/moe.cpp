@@ -138,9 +138,8 @@ void moe_plan(const Tensor& ids, int64_t first_expert, const Tensor& offsets,
               const Tensor& row_token, const Tensor& token_row, OptionalTensor replicas,
               int64_t block_rows, OptionalTensor tiles, OptionalTensor num_tiles,
               OptionalTensor loads) {
-  run_plan(
-      Checker("moe_plan"), ids, first_expert,
-      {offsets, row_token, token_row, replicas, block_rows, tiles, num_tiles, loads});
+  run_plan(Checker("moe_plan"), ids, first_expert,
+           {offsets, row_token, token_row, replicas, block_rows, tiles, num_tiles, loads});
 }
 
 void moe_route(const Tensor& x, const Tensor& weight, OptionalTensor bias, int64_t n_group,
@@ -153,10 +152,10 @@ void moe_route(const Tensor& x, const Tensor& weight, OptionalTensor bias, int64
                OptionalTensor counter) {
   Checker check("moe_route");
   if (counter) check("counter", *counter).shape({1}).dtype({ScalarType::Int});
-  const GateOptions options{n_group,        topk_group,           scoring_func,
-                            norm_topk_prob, routed_scaling_factor, num_shared};
-  const PlanTensors plan{offsets, row_token, token_row, replicas, block_rows, tiles, num_tiles,
-                         loads};
+  const GateOptions options{
+      n_group, topk_group, scoring_func, norm_topk_prob, routed_scaling_factor, num_shared};
+  const PlanTensors plan{offsets,    row_token, token_row, replicas,
+                         block_rows, tiles,     num_tiles, loads};
   // All checks come before anything is written.
   check_gate(check, logits, bias, options, weights, ids, error);
   check_plan(check, ids, first_expert, plan);

@@ -48,7 +48,8 @@ router_operands_t router_operands(const Checker& check, const Tensor& x, const T
                 "expected m and e below 2^20 and k below 2^30, got m=" + std::to_string(m.value()) +
                     ", e=" + std::to_string(e.value()) + ", k=" + std::to_string(k.value()));
   if (!aligned_rows(x)) check("x", x).fail("rows that start at multiples of 16 bytes");
-  if (!aligned_rows(weight)) check("weight", weight).fail("rows that start at multiples of 16 bytes");
+  if (!aligned_rows(weight))
+    check("weight", weight).fail("rows that start at multiples of 16 bytes");
   return {.x = static_cast<const bfloat16_t*>(x.const_data_ptr()),
           .w = static_cast<const bfloat16_t*>(weight.const_data_ptr()),
           .out = static_cast<float*>(out.mutable_data_ptr()),
@@ -73,8 +74,9 @@ gate_config_t gate_config(const GateOptions& options, const GateSizes& sizes) {
 
 plan_config_t plan_config(const Checker& check, const Tensor& ids, int64_t first_expert,
                           const PlanTensors& plan, const PlanSizes& sizes) {
-  check.require(sizes.num_local <= 8192, "offsets: expected at most 8192 experts on a CUDA device, got " +
-                                             std::to_string(sizes.num_local));
+  check.require(sizes.num_local <= 8192,
+                "offsets: expected at most 8192 experts on a CUDA device, got " +
+                    std::to_string(sizes.num_local));
   return {.ids = static_cast<const int32_t*>(ids.const_data_ptr()),
           .replicas = data_of<int32_t>(plan.replicas),
           .offsets = static_cast<int32_t*>(plan.offsets.mutable_data_ptr()),
@@ -144,8 +146,8 @@ void moe_gate(const Tensor& logits, OptionalTensor bias, int64_t n_group, int64_
               std::string scoring_func, bool norm_topk_prob, double routed_scaling_factor,
               const Tensor& weights, const Tensor& ids, OptionalTensor error, int64_t num_shared) {
   const Checker check("moe_gate");
-  const GateOptions options{n_group,        topk_group,           scoring_func,
-                            norm_topk_prob, routed_scaling_factor, num_shared};
+  const GateOptions options{
+      n_group, topk_group, scoring_func, norm_topk_prob, routed_scaling_factor, num_shared};
   const GateSizes sizes = check_gate(check, logits, bias, options, weights, ids, error);
   check.require(sizes.m <= INT_MAX, "logits: expected m < 2^31, got m=" + std::to_string(sizes.m));
   const DeviceGuard guard(logits.get_device_index());
@@ -158,8 +160,8 @@ void moe_plan(const Tensor& ids, int64_t first_expert, const Tensor& offsets,
               int64_t block_rows, OptionalTensor tiles, OptionalTensor num_tiles,
               OptionalTensor loads) {
   const Checker check("moe_plan");
-  const PlanTensors plan{offsets, row_token, token_row, replicas, block_rows, tiles, num_tiles,
-                         loads};
+  const PlanTensors plan{offsets,    row_token, token_row, replicas,
+                         block_rows, tiles,     num_tiles, loads};
   const PlanSizes sizes = check_plan(check, ids, first_expert, plan);
   const DeviceGuard guard(ids.get_device_index());
   launch_plan("moe_plan", plan_config(check, ids, first_expert, plan, sizes),

@@ -31,8 +31,7 @@ gate_config_t gate_config(const GateOptions& options, const GateSizes& sizes);
 plan_config_t plan_config(const Checker& check, const Tensor& ids, int64_t first_expert,
                           const PlanTensors& plan, const PlanSizes& sizes);
 
-void launch_router_gemm(const char* op, const router_operands_t& operands,
-                        cudaStream_t stream);
+void launch_router_gemm(const char* op, const router_operands_t& operands, cudaStream_t stream);
 void launch_gate(const char* op, const Tensor& logits, const OptionalTensor& bias,
                  const gate_config_t& config, const Tensor& weights, const Tensor& ids,
                  const OptionalTensor& error, cudaStream_t stream);

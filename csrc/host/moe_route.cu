@@ -52,10 +52,10 @@ void moe_route(const Tensor& x, const Tensor& weight, OptionalTensor bias, int64
                OptionalTensor loads, OptionalTensor error, int64_t num_shared,
                OptionalTensor counter) {
   const Checker check("moe_route");
-  const GateOptions options{n_group,        topk_group,           scoring_func,
-                            norm_topk_prob, routed_scaling_factor, num_shared};
-  const PlanTensors plan{offsets, row_token, token_row, replicas, block_rows, tiles, num_tiles,
-                         loads};
+  const GateOptions options{
+      n_group, topk_group, scoring_func, norm_topk_prob, routed_scaling_factor, num_shared};
+  const PlanTensors plan{offsets,    row_token, token_row, replicas,
+                         block_rows, tiles,     num_tiles, loads};
   const router_operands_t router = router_operands(check, x, weight, "logits", logits);
   const GateSizes gate_sizes = check_gate(check, logits, bias, options, weights, ids, error);
   const PlanSizes plan_sizes = check_plan(check, ids, first_expert, plan);

@@ -22,16 +22,20 @@ from seekernel.reference.gemm import (
     fp8_grouped_gemm_nt,
     fp8_grouped_gemm_swiglu_nt,
     gemm_nt,
+    group_runs,
     grouped_gemm_nt,
     grouped_gemm_swiglu_nt,
     router_gemm,
+    w4a8_grouped_gemm_nt,
 )
 from seekernel.reference.moe import moe_choices, moe_finalize, moe_gate, moe_plan
 from seekernel.reference.norm import add_rms_norm, rms_norm, silu_mul
 from seekernel.reference.quantize import (
     dequantize_fp8_128x128,
+    dequantize_int4_g128,
     quantize_fp8_1x128,
     quantize_fp8_128x128,
+    quantize_int4_g128,
     to_e4m3,
 )
 
@@ -40,11 +44,13 @@ __all__ = [
     "attention",
     "bmm_nt",
     "dequantize_fp8_128x128",
+    "dequantize_int4_g128",
     "fp8_bmm_nt",
     "fp8_gemm_nt",
     "fp8_grouped_gemm_nt",
     "fp8_grouped_gemm_swiglu_nt",
     "gemm_nt",
+    "group_runs",
     "grouped_gemm_nt",
     "grouped_gemm_swiglu_nt",
     "latent_values",
@@ -59,10 +65,12 @@ __all__ = [
     "moe_plan",
     "quantize_fp8_1x128",
     "quantize_fp8_128x128",
+    "quantize_int4_g128",
     "quantize_latent",
     "rms_norm",
     "rope_interleaved",
     "router_gemm",
     "silu_mul",
     "to_e4m3",
+    "w4a8_grouped_gemm_nt",
 ]

@@ -4,8 +4,8 @@
 //   row r of local expert e: offsets[e] <= r < offsets[e + 1];  row_token[token_row[t, j]] = t
 //
 // Shapes: ids [m, columns] int32; offsets [num_local + 1], row_token [m * columns], token_row [m,
-//   columns] int32; tiles [., 4] int32 and num_tiles [1] as scheduler/tiles.cuh wants them, tiles of
-//   block_rows rows, null for none; loads [num_logical] int64 or null, added to; replicas
+//   columns] int32; tiles [., 4] int32 and num_tiles [1] as scheduler/tiles.cuh wants them, tiles
+//   of block_rows rows, null for none; loads [num_logical] int64 or null, added to; replicas
 //   [num_logical, num_replicas] int32 or null: the physical experts of a logical one, then -1.
 // An id with replicas becomes replicas[id][(token + column) % their number]. Physical experts
 //   first_expert .. first_expert + num_local - 1 are this rank's; any other id, -1 too, has no row.
@@ -107,7 +107,8 @@ struct planner_t {
       id = physical[(token + i - token * config.columns) % count];
     }
     const uint32_t local = static_cast<uint32_t>(id) - static_cast<uint32_t>(config.first_expert);
-    return id >= 0 && local < static_cast<uint32_t>(config.num_local) ? static_cast<int>(local) : -1;
+    return id >= 0 && local < static_cast<uint32_t>(config.num_local) ? static_cast<int>(local)
+                                                                      : -1;
   }
 
   SEEKERNEL_DEVICE void count() {
@@ -156,9 +157,9 @@ struct planner_t {
     for (int e = first; e < last; ++e) {
       uint32_t all = 0, before = 0;
       for (int r = 0; r < num_ranks; ++r) {
-        const uint32_t value =
-            num_ranks > 1 ? ptx::load_cluster(ptx::mapa(ptx::shared_address(mine + e), r))
-                          : mine[e];
+        const uint32_t value = num_ranks > 1
+                                   ? ptx::load_cluster(ptx::mapa(ptx::shared_address(mine + e), r))
+                                   : mine[e];
         if (r == rank) before = all;
         all += value;
       }

@@ -1,7 +1,8 @@
 // moe_route: router_gemm, moe_gate and moe_plan in one launch, for few tokens.
 //
 // Shapes: as theirs; at most kRouteMaxTokens tokens. counter [1] uint32: 0 before and after.
-// Roles: every cluster computes its tile of the logits (router_gemm.cuh). A CTA that has written its
+// Roles: every cluster computes its tile of the logits (router_gemm.cuh). A CTA that has written
+// its
 //   part takes a ticket; the cluster one of whose CTAs drew the last one knows that all logits are
 //   there, and goes on alone: a warp per token for the gate, then the plan by its first CTA, to
 //   which the others push their ids through distributed shared memory. The same device functions as
@@ -9,8 +10,8 @@
 // Tickets: thread 0 of a CTA fences (the barrier ahead has handed it the CTA's logits), adds to
 //   *counter, fences, and pushes what it drew to every CTA of its cluster; a cluster barrier later
 //   all of them agree. Nobody waits for another cluster: any order of clusters ends.
-// Shared memory: router_gemm's, then reused by the gate's scratch or the plan; ids and tickets apart.
-// Bound: a chain of latencies. See README.md.
+// Shared memory: router_gemm's, then reused by the gate's scratch or the plan; ids and tickets
+// apart. Bound: a chain of latencies. See README.md.
 #pragma once
 
 #include <seekernel/moe/gate.cuh>

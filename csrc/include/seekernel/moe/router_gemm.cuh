@@ -174,7 +174,7 @@ SEEKERNEL_DEVICE void router_gemm_tile(const router_operands_t& args, float* sha
         }
       }
     }
-    __syncthreads();  // every warp's sums are there
+    __syncthreads();              // every warp's sums are there
     ptx::barrier_cluster_wait();  // every CTA of the cluster has started
     constexpr int kQuadsPerRow = Tile::kExperts / 4;
     for (int quad = threadIdx.x; quad < Tile::kQuads; quad += Tile::kThreads) {
@@ -201,8 +201,8 @@ SEEKERNEL_DEVICE void router_gemm_tile(const router_operands_t& args, float* sha
             *reinterpret_cast<const float4*>(inbox + 4 * (part * Tile::kQuadsPerRank + i));
         sum = make_float4(sum.x + v.x, sum.y + v.y, sum.z + v.z, sum.w + v.w);
       }
-      store_logits(args, tile_token + quad / kQuadsPerRow,
-                   tile_expert + quad % kQuadsPerRow * 4, sum);
+      store_logits(args, tile_token + quad / kQuadsPerRow, tile_expert + quad % kQuadsPerRow * 4,
+                   sum);
     }
   }
 }
