@@ -40,7 +40,7 @@ PLANTED = {
     "cleared without waiting for the copy": ("ptx::mbarrier_wait_parity(barrier, num_ragged & 1);", ""),
     "mask off by one": ("key >= bound", "key > bound"),
     "mask skipped on the first block": ("    mask(s, block * kKeys, bound);\n    softmax", "    softmax"),
-    "Q replaced before it was read": ("    arrive(smem + P::kQEmpty);\n    wait_v(n);", "    wait_v(n);\n    arrive(smem + P::kQEmpty);"),
+    "Q replaced before it was read": ("ptx::mbarrier_wait_parity(smem + P::kQEmpty, (num_tiles & 1) ^ 1);", ""),
     "Q never waited for": ("ptx::mbarrier_wait_parity(smem + P::kQFull, num_tiles & 1);", ""),
     "V never waited for": ("      wait_v(n);\n      take_turn", "      take_turn"),
     "K given back before it was read": ("    ptx::wgmma_wait_group<0>();\n    ptx::pin_registers(s);\n    release_k(n);", "    release_k(n);\n    ptx::wgmma_wait_group<0>();\n    ptx::pin_registers(s);"),
