@@ -83,17 +83,17 @@ def prepare(kind: str, s: int) -> Row:
         positions = torch.randint(0, MAX_POS, (s,), device="cuda", dtype=torch.int32)
         cache, scale = make_cache(kind, num_pages)
         q_latent = torch.empty(s, Q_LORA_RANK, dtype=torch.bfloat16, device="cuda")
-        ours = lambda: ops.mla_prepare(
+        ours: Call = lambda: ops.mla_prepare(
             qkv_a, weights[0], weights[1], positions, table, slots, EPS, q_latent, cache, scale
         )
         sizes = [Q_LORA_RANK, KV_LORA_RANK, QK_ROPE_HEAD_DIM]
 
         def eager() -> Tensor:
-            q, latent, k_pe = qkv_a.split(sizes, -1)
+            q, latent, k_pe = qkv_a.split_with_sizes(sizes, -1)
             torch.nn.functional.rms_norm(q.float(), (Q_LORA_RANK,), weights[0], EPS).bfloat16()
             normed = torch.nn.functional.rms_norm(latent.float(), (KV_LORA_RANK,), weights[1], EPS)
             cos, sin = table[positions].chunk(2, -1)
-            even, odd = k_pe.float().unflatten(-1, (-1, 2)).unbind(-1)
+            even, odd = k_pe.float().reshape(s, -1, 2).unbind(-1)
             rotated = torch.stack([even * cos - odd * sin, even * sin + odd * cos], -1).flatten(-2)
             rows = torch.cat([normed, rotated], -1)
             if kind == "bf16":
@@ -104,7 +104,10 @@ def prepare(kind: str, s: int) -> Row:
             return cache
 
         def results() -> tuple[Tensor, Tensor]:
-            value = lambda: reference.latent_values(cache, KV_LORA_RANK, scale, torch.float32).flatten(0, 1)[slots].clone()  # fmt: skip
+            def value() -> Tensor:
+                rows = reference.latent_values(cache, KV_LORA_RANK, scale, torch.float32)
+                return rows.flatten(0, 1)[slots].clone()
+
             eager()
             want = value()
             cache.view(torch.uint8).zero_()
@@ -127,7 +130,7 @@ def rope(s: int) -> Row:
 
         def eager() -> Tensor:
             cos, sin = table[positions][:, None].chunk(2, -1)
-            even, odd = part.float().unflatten(-1, (-1, 2)).unbind(-1)
+            even, odd = part.float().reshape(s, NUM_HEADS, -1, 2).unbind(-1)
             return part.copy_(
                 torch.stack([even * cos - odd * sin, even * sin + odd * cos], -1).flatten(-2)
             )
@@ -158,7 +161,7 @@ def gather(kind: str, s: int) -> Row:
         cu = torch.tensor([0, s], dtype=torch.int32, device="cuda")
         latent = torch.empty(s, KV_LORA_RANK, dtype=torch.bfloat16, device="cuda")
         k_pe = torch.empty(s, QK_ROPE_HEAD_DIM, dtype=torch.bfloat16, device="cuda")
-        ours = lambda: ops.mla_gather_latent(
+        ours: Call = lambda: ops.mla_gather_latent(
             cache, table, cu, s, latent=latent, k_pe=k_pe, kv_scale=scale
         )
 
@@ -190,7 +193,7 @@ def merge(s: int) -> Row:
         ]
         out = torch.empty(s, NUM_HEADS, V_HEAD_DIM, dtype=torch.bfloat16, device="cuda")
         lse = torch.empty(s, NUM_HEADS, device="cuda")
-        ours = lambda: ops.merge_attention_states(*states[0], *states[1], out, lse)
+        ours: Call = lambda: ops.merge_attention_states(*states[0], *states[1], out, lse)
 
         def eager() -> Tensor:
             total = torch.logaddexp(states[0][1], states[1][1])

@@ -97,7 +97,10 @@ class Inputs:
     @staticmethod
     def of(shape: Shape) -> Inputs:
         """Random ones on the GPU."""
-        make = lambda *sizes: torch.randn(*sizes, device="cuda", dtype=torch.bfloat16)
+
+        def make(*sizes: int) -> Tensor:
+            return torch.randn(*sizes, device="cuda", dtype=torch.bfloat16)
+
         queries = shape.b * shape.s_q
         keys = shape.b * shape.s_kv
         previous = None
@@ -154,7 +157,11 @@ def flashinfer(shape: Shape, inputs: Inputs) -> Variant | None:
         q_data_type=torch.bfloat16,
     )  # fmt: skip
     k, v = inputs.keys(), inputs.kv[..., NOPE:].contiguous()
-    call = lambda: wrapper.run(inputs.q, k, v)
+
+    def call() -> Tensor:
+        out: Tensor = wrapper.run(inputs.q, k, v)
+        return out
+
     return call, lambda: (call(), None)
 
 
@@ -171,7 +178,8 @@ def flash_attention_3(shape: Shape, inputs: Inputs) -> Variant | None:
         result = flash_attn_varlen_func(
             inputs.q, k, v, cu_q, cu_kv, shape.s_q, shape.s_kv, softmax_scale=SCALE, causal=True
         )
-        return result[0] if isinstance(result, tuple) else result
+        out: Tensor = result[0] if isinstance(result, tuple) else result
+        return out
 
     return call, lambda: (call(), None)
 
@@ -180,9 +188,15 @@ def torch_attention(shape: Shape, inputs: Inputs) -> Variant | None:
     """scaled_dot_product_attention, where every query sees the keys up to its own."""
     if shape.prefix or shape.s_q * shape.h > 2**20:
         return None
-    fold = lambda x: x.view(shape.b, -1, shape.h, x.shape[-1]).transpose(1, 2).contiguous()
+
+    def fold(x: Tensor) -> Tensor:
+        return x.view(shape.b, -1, shape.h, x.shape[-1]).transpose(1, 2).contiguous()
+
     q, k, v = fold(inputs.q), fold(inputs.keys()), fold(inputs.kv[..., NOPE:])
-    call = lambda: scaled_dot_product_attention(q, k, v, is_causal=True, scale=SCALE)
+
+    def call() -> Tensor:
+        return scaled_dot_product_attention(q, k, v, is_causal=True, scale=SCALE)
+
     return call, lambda: (call().transpose(1, 2).flatten(0, 1), None)
 
 
@@ -244,7 +258,10 @@ def run(shape: Shape, table: Table, peers: Sequence[str]) -> float:
     times = measure(variants, torch.device("cuda"))
     mine = times["ours"]
     floor = roofs("cuda").floor_us(shape.num_bytes, shape.flops)
-    ratio = lambda name: f"{times[name].median_us / mine.median_us:.2f}" if name in times else "-"
+
+    def ratio(name: str) -> str:
+        return f"{times[name].median_us / mine.median_us:.2f}" if name in times else "-"
+
     table.add(
         shape.b, shape.s_q, shape.prefix, shape.h, "yes" if shape.merge else "no", mine,
         shape.flops / mine.median_us / 1e6, 100 * floor / mine.median_us, *(ratio(name) for name in PEERS),
