@@ -21,7 +21,7 @@ namespace seekernel::cpu::SEEKERNEL_ISA {
 #include "cpu/kernels/attention.inl"
 
 const KernelTable kTable = {
-    .norm = {rms_norm, silu_mul},
+    .norm = {rms_norm, silu_mul, embed, add},
     .quantize = {quantize_fp8_1x128, quantize_fp8_128x128, dequantize_fp8_128x128},
     .moe = {moe_gate, moe_finalize},
     .gemm = {gemm_pack, gemm_run, kScratchFloats, kMaxRows},
