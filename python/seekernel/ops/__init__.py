@@ -19,14 +19,32 @@ from seekernel.ops.gemm import (
     grouped_gemm_swiglu_nt,
     router_gemm,
 )
-from seekernel.ops.moe import MoePlan, Routing, moe_finalize, moe_gate, moe_plan, moe_route
-from seekernel.ops.norm import add_rms_norm, rms_norm, silu_mul
+from seekernel.ops.moe import (
+    MoePlan,
+    Routing,
+    moe_finalize,
+    moe_finalize_norm,
+    moe_gate,
+    moe_permute_fp8,
+    moe_plan,
+    moe_route,
+)
+from seekernel.ops.norm import (
+    NormedRows,
+    add_rms_norm,
+    add_rms_norm_quantize,
+    rms_norm,
+    silu_mul,
+    silu_mul_quantize,
+)
 from seekernel.ops.quantize import dequantize_fp8_128x128, quantize_fp8_1x128, quantize_fp8_128x128
 
 __all__ = [
     "MoePlan",
+    "NormedRows",
     "Routing",
     "add_rms_norm",
+    "add_rms_norm_quantize",
     "bmm_nt",
     "dequantize_fp8_128x128",
     "fp8_bmm_nt",
@@ -42,7 +60,9 @@ __all__ = [
     "mla_prefill",
     "mla_prepare",
     "moe_finalize",
+    "moe_finalize_norm",
     "moe_gate",
+    "moe_permute_fp8",
     "moe_plan",
     "moe_route",
     "quantize_fp8_1x128",
@@ -51,4 +71,5 @@ __all__ = [
     "rope_interleaved",
     "router_gemm",
     "silu_mul",
+    "silu_mul_quantize",
 ]
