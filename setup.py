@@ -142,13 +142,13 @@ def packages() -> list[str]:
 def extension() -> CppExtension:
     sources = [
         path
-        for folder in ("host", "cpu", "driver", "heuristics")
+        for folder in ("host", "cpu", "driver", "heuristics", "launch")
         for path in (ROOT / "csrc" / folder).glob("*.cpp")
     ]
     ext = CppExtension(
         "seekernel._C",
         sorted(str(path.relative_to(ROOT)) for path in sources),
-        include_dirs=[str(ROOT / "csrc")],
+        include_dirs=[str(ROOT / "csrc"), str(ROOT / "csrc" / "include")],
         py_limited_api=True,
         extra_compile_args={
             "cxx": [
@@ -167,7 +167,7 @@ def jit_extension() -> Extension:
 
     sources = [
         path
-        for folder in ("jit", "driver", "heuristics")
+        for folder in ("jit", "driver", "heuristics", "launch")
         for path in (ROOT / "csrc" / folder).glob("*.cpp")
     ]
     ext = Extension(

@@ -18,3 +18,9 @@ def install(jit: Jit | None = None) -> None:
         return artifact.cubin, artifact.meta.symbol
 
     _jit.set_resolver(resolve)
+
+
+def install_once() -> None:
+    """Install the process's default compiler unless something is installed already."""
+    if not _jit.has_resolver():
+        install()

@@ -6,11 +6,12 @@ import torch
 from torch import Tensor
 
 from seekernel import ops
-from seekernel.model.batch import Batch, Segment
+from seekernel.model.batch import Batch, Segment, cumulative
 from seekernel.model.config import BLOCK, ModelConfig
 from seekernel.model.linear import Linear
 from seekernel.model.weights import WeightSource
 
+MAX_EXPANDED = 16384  # tokens whose keys and values the naive form expands at once
 LATENT_NORM_EPS = 1e-6  # of both low-rank norms, whatever rms_norm_eps says
 
 
@@ -97,6 +98,7 @@ class LatentAttention:
         )
         self.o_proj = Linear.load(source, f"{prefix}.o_proj", hidden, heads * config.v_head_dim)
         self.w_uk, self.w_uv = absorb(config, self.kv_b_proj)
+        self.kv_scale = torch.ones(1, dtype=torch.float32, device=source.device)
 
     def __call__(self, x: Tensor, batch: Batch, cos_sin: Tensor, kv_cache: Tensor) -> Tensor:
         """x [s, hidden] normed -> [s, hidden]; writes the new tokens' rows of kv_cache."""
@@ -121,10 +123,14 @@ class LatentAttention:
             q_latent = x.new_empty(batch.num_tokens, rank)
         ops.mla_prepare(
             qkv_a, self.q_a_layernorm, self.kv_a_layernorm, batch.positions, cos_sin, batch.slots,
-            LATENT_NORM_EPS, q_latent=q_latent, kv_cache=kv_cache,
+            LATENT_NORM_EPS, q_latent=q_latent, kv_cache=kv_cache, kv_scale=self._scale(kv_cache),
         )  # fmt: skip
         q = self.q_proj(x if q_latent is None else q_latent)
         return q.view(batch.num_tokens, self.config.num_attention_heads, self.config.qk_head_dim)
+
+    def _scale(self, kv_cache: Tensor) -> Tensor | None:
+        """Return the multiplier of a cache in the flat FP8 format."""
+        return self.kv_scale if kv_cache.dtype == torch.float8_e4m3fn else None
 
     def _absorbed(self, q: Tensor, segment: Segment, kv_cache: Tensor, out: Tensor) -> None:
         """Attend in latent space: W_UK folded into the query, W_UV applied to the weighted latent."""
@@ -135,19 +141,73 @@ class LatentAttention:
         absorbed[..., latent:] = q[..., nope:]
         weighted, _ = ops.mla_decode(
             absorbed, kv_cache, segment.block_table, segment.seq_lens, segment.cu_seqlens_q,
-            config.softmax_scale, causal=True, d_v=latent,
+            config.softmax_scale, causal=True, d_v=latent, kv_scale=self._scale(kv_cache),
         )  # fmt: skip
         self.w_uv(weighted, out=out)
 
     def _naive(self, q: Tensor, segment: Segment, kv_cache: Tensor, out: Tensor) -> None:
-        """Attend over keys and values expanded from the latents of all cached and new tokens."""
-        config = self.config
+        """Attend over keys and values expanded from the latents of all cached and new tokens.
+
+        Requests share an expansion while it has at most MAX_EXPANDED tokens; a longer one takes
+        several, whose results are merged, so that memory does not grow with the context.
+        """
+        first_q = 0
+        for begin, end in _groups(segment.lengths):
+            num_new, lengths = segment.num_new[begin:end], segment.lengths[begin:end]
+            table = segment.block_table[begin:end]
+            rows = slice(first_q, first_q + sum(num_new))
+            first_q = rows.stop
+            spans = _spans(lengths[0], num_new[0]) if len(lengths) == 1 else [(0, 0)]
+            if len(spans) == 1:
+                self._expand(q[rows], num_new, lengths, table, kv_cache, True, out[rows])
+                continue
+            page_size = kv_cache.shape[1]
+            total: tuple[Tensor, Tensor] | None = None
+            for a, b in spans:
+                part = self._expand(
+                    q[rows], num_new, (b - a,), table[:, a // page_size :], kv_cache,
+                    b == lengths[0], None,
+                )  # fmt: skip
+                total = part if total is None else ops.merge_attention_states(*total, *part)
+            if total is not None:
+                out[rows] = total[0]
+
+    def _expand(
+        self,
+        q: Tensor,
+        num_new: tuple[int, ...],
+        lengths: tuple[int, ...],
+        block_table: Tensor,
+        kv_cache: Tensor,
+        causal: bool,
+        out: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        config, device = self.config, q.device
+        cu_q = torch.tensor(cumulative(num_new), dtype=torch.int32, device=device)
+        cu_kv = torch.tensor(cumulative(lengths), dtype=torch.int32, device=device)
         latent, k_pe = ops.mla_gather_latent(
-            kv_cache, segment.block_table, segment.cu_seqlens_kv, segment.num_kv,
-            config.kv_lora_rank, dtype=q.dtype,
+            kv_cache, block_table, cu_kv, sum(lengths), config.kv_lora_rank, dtype=q.dtype,
+            kv_scale=self._scale(kv_cache),
         )  # fmt: skip
-        kv = self.kv_b_proj(latent).view(segment.num_kv, config.num_attention_heads, -1)
-        ops.mla_prefill(
-            q, kv, k_pe, segment.cu_seqlens_q, segment.cu_seqlens_kv, config.softmax_scale,
-            causal=True, out=out, d_v=config.v_head_dim,
+        kv = self.kv_b_proj(latent).view(sum(lengths), config.num_attention_heads, -1)
+        return ops.mla_prefill(
+            q, kv, k_pe, cu_q, cu_kv, config.softmax_scale, causal=causal, out=out,
+            d_v=config.v_head_dim,
         )  # fmt: skip
+
+
+def _groups(lengths: tuple[int, ...]) -> list[tuple[int, int]]:
+    """Cut requests into runs of at most MAX_EXPANDED tokens together, or of one request."""
+    groups, begin, total = [], 0, 0
+    for index, length in enumerate(lengths):
+        if index > begin and total + length > MAX_EXPANDED:
+            groups.append((begin, index))
+            begin, total = index, 0
+        total += length
+    return [*groups, (begin, len(lengths))]
+
+
+def _spans(length: int, num_new: int) -> list[tuple[int, int]]:
+    """Cut a request's tokens: whole pieces before its new tokens, and the rest."""
+    last = 0 if length <= MAX_EXPANDED else (length - num_new) // MAX_EXPANDED * MAX_EXPANDED
+    return [*((a, a + MAX_EXPANDED) for a in range(0, last, MAX_EXPANDED)), (last, length)]

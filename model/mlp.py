@@ -38,12 +38,19 @@ class DenseMLP:
         self.experts = Experts(source, [prefix], width, hidden)
 
     def __call__(self, x: Tensor) -> Tensor:
-        offsets = torch.tensor([0, x.shape[0]], dtype=torch.int32, device=x.device)
+        # Not torch.tensor: a copy from the host has no place in a CUDA graph.
+        offsets = torch.arange(2, dtype=torch.int32, device=x.device) * x.shape[0]
         return self.experts(x, offsets, None)
 
 
 class MoE:
-    """Group-limited top-k routing over experts, plus shared experts that see every token."""
+    """Group-limited top-k routing over experts, plus shared experts that see every token.
+
+    max_num_tokens: more tokens than this take several rounds, so that the rows that experts work on
+    (num_experts_per_tok for each token) do not outgrow memory; None: never.
+    """
+
+    max_num_tokens: int | None = None
 
     def __init__(self, config: ModelConfig, source: WeightSource, prefix: str) -> None:
         self.config = config
@@ -67,6 +74,12 @@ class MoE:
             self.shared = DenseMLP(source, f"{prefix}.shared_experts", shared_width, hidden)
 
     def __call__(self, x: Tensor) -> Tensor:
+        limit = self.max_num_tokens
+        if limit is not None and x.shape[0] > limit:
+            return torch.cat([self._round(part) for part in x.split(limit)])
+        return self._round(x)
+
+    def _round(self, x: Tensor) -> Tensor:
         weights, ids = self._route(x)
         plan = ops.moe_plan(ids, self.num_groups)
         y = self.experts(x, plan.offsets, plan.row_token)

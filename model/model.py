@@ -9,21 +9,20 @@ from torch import Tensor
 
 from seekernel import ops
 from seekernel.model.batch import Batch
-from seekernel.model.config import ModelConfig
+from seekernel.model.config import BLOCK, ModelConfig
 from seekernel.model.errors import ConfigError, WeightError
 from seekernel.model.layer import DecoderLayer
 from seekernel.model.linear import Linear
+from seekernel.model.mlp import MoE
 from seekernel.model.mtp import MtpModule, duplicates_equal, mtp_names
 from seekernel.model.rope import RopeTable
 from seekernel.model.weights import CheckpointSource, DummySource, WeightSource
 
 LOAD_FORMATS = ("auto", "dummy")
-KV_CACHE_DTYPES = {"auto": torch.bfloat16, "bfloat16": torch.bfloat16, "float32": torch.float32}
+KV_CACHE_DTYPES = ("auto", "bfloat16", "float32", "fp8", "fp8_per_tensor")
 ACTIVATION_DTYPES = {"auto": torch.float32, "float32": torch.float32, "bfloat16": torch.bfloat16}
 
-KVCache = list[
-    Tensor
-]  # per layer [num_pages, page_size, kv_lora_rank + qk_rope_head_dim]; MTP's last
+KVCache = list[Tensor]  # per layer [num_pages, page_size, row], rows as in ops; MTP's last
 
 
 class DeepseekV3ForCausalLM:
@@ -88,22 +87,36 @@ class DeepseekV3ForCausalLM:
         source.check_all_used()
         return model
 
+    def set_moe_max_num_tokens(self, limit: int | None) -> None:
+        """Let the experts take at most so many tokens at once; None: all."""
+        layers = [*self.layers, *([] if self.mtp is None else [self.mtp.layer])]
+        for layer in layers:
+            if isinstance(layer.mlp, MoE):
+                layer.mlp.max_num_tokens = limit
+
     def allocate_kv_cache(self, num_pages: int, page_size: int, dtype: str = "auto") -> KVCache:
         """Return one latent cache per layer, the MTP module's last.
 
-        dtype: auto (bfloat16), bfloat16 or float32. Rows are undefined until a forward writes them;
-        untouched ones take no memory on a CPU.
+        dtype: auto (bfloat16), bfloat16, float32, or FP8: fp8_per_tensor has one multiplier, 1, for
+        all; fp8 one per 128 latent values of a token and keeps the rope key in bfloat16, where the
+        latent's width allows that. Rows are undefined until a forward writes them; untouched ones
+        take no memory on a CPU.
         """
         if dtype not in KV_CACHE_DTYPES:
             raise ValueError(
                 f"kv_cache_dtype: expected one of {list(KV_CACHE_DTYPES)}, got {dtype!r}"
             )
-        shape = (num_pages, page_size, self.config.latent_dim)
+        latent, rope = self.config.kv_lora_rank, self.config.qk_rope_head_dim
+        width, kind = latent + rope, torch.bfloat16
+        if dtype == "fp8" and latent % BLOCK == 0:
+            width, kind = latent + latent // 32 + 2 * rope, torch.uint8
+        elif dtype in ("fp8", "fp8_per_tensor"):
+            kind = torch.float8_e4m3fn
+        elif dtype == "float32":
+            kind = torch.float32
+        shape = (num_pages, page_size, width)
         layers = self.config.num_hidden_layers + (self.mtp is not None)
-        return [
-            torch.empty(shape, dtype=KV_CACHE_DTYPES[dtype], device=self.device)
-            for _ in range(layers)
-        ]
+        return [torch.empty(shape, dtype=kind, device=self.device) for _ in range(layers)]
 
     @torch.inference_mode()
     def forward(self, token_ids: Tensor, batch: Batch, kv_cache: KVCache) -> Tensor:

@@ -23,7 +23,9 @@ TEMPLATE = (
 )
 
 
-def write_tokenizer(folder: Path, vocab_size: int = 320, **config: Any) -> None:
+def write_tokenizer(
+    folder: Path, vocab_size: int = 320, special: tuple[str, ...] = SPECIAL, **config: Any
+) -> None:
     """Write tokenizer.json (byte-level BPE) and tokenizer_config.json."""
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -31,12 +33,12 @@ def write_tokenizer(folder: Path, vocab_size: int = 320, **config: Any) -> None:
     backend.train_from_iterator(
         TEXT,
         trainers.BpeTrainer(
-            vocab_size=vocab_size - len(SPECIAL),
+            vocab_size=vocab_size - len(special),
             initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
             show_progress=False,
         ),
     )
-    backend.add_special_tokens([AddedToken(text, special=True) for text in SPECIAL])
+    backend.add_special_tokens([AddedToken(text, special=True) for text in special])
     folder.mkdir(parents=True, exist_ok=True)
     backend.save(str(folder / "tokenizer.json"))
     fields = {"bos_token": BOS, "eos_token": EOS, "add_bos_token": True, "chat_template": TEMPLATE}

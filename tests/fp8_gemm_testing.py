@@ -59,7 +59,7 @@ class Config:
         """Dynamic shared memory."""
         swiglu = self.output == "swiglu"
         scales = {64: 384, 128: 640, 256: 1280}[self.block_m]
-        stage = 128 * (self.block_m + self.block_n * (2 if swiglu else 1)) + scales + 16
+        stage = 128 * (self.block_m + self.block_n * (2 if swiglu else 1)) + scales + 32
         row = {"bf16": 2 * self.block_n, "fp32": 0, "swiglu": 128}[self.output]
         return self.stages * stage + self.block_m * row
 

@@ -155,8 +155,8 @@ class Step:
         mean_rows = -(-max(s, 1) // max(b, 1)) * h_q
         self.row_blocks = case.row_blocks or -(-max(mean_rows, h_q) // BLOCK)
         rows_per_item = BLOCK * self.row_blocks
-        chunks = sum(-(-n // case.split_tokens) for n in case.s_kv) if case.split_tokens else 0
-        num_splits = max(2 * case.parts, chunks * -(-s * h_q // rows_per_item) + 1)
+        pieces = -(-max(case.s_kv, default=0) // case.split_tokens) if case.split_tokens else 0
+        partial_rows = max(2 * case.parts * rows_per_item, s * h_q * pieces)
         self.q, self.kv = (device.buffer(to_numpy(t)) for t in (inputs.q, inputs.kv_cache))
         self.table, self.seq_lens, self.cu = (
             device.buffer(to_numpy(t))
@@ -164,8 +164,8 @@ class Step:
         )
         self.parts = device.empty((case.parts, 8), np.int32)
         self.items = device.empty((1 + s, 8), np.int32)
-        self.partial_out = device.empty((num_splits, rows_per_item, D_V), np.float32)
-        self.partial_lse = device.empty((num_splits, rows_per_item), np.float32)
+        self.partial_out = device.empty((partial_rows, D_V), np.float32)
+        self.partial_lse = device.empty((partial_rows,), np.float32)
         pad = np.full((1, h_q, D_V), np.nan, to_numpy(inputs.q).dtype)
         self.out = device.buffer(np.repeat(pad, s + 1, axis=0))
         self.lse = device.buffer(np.full((s + 1, h_q), np.nan, np.float32))

@@ -177,6 +177,23 @@ def test_info(checkpoint: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert isinstance(report["gpus"], list)
 
 
+def test_info_on_ops(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setattr("seekernel.ops.paths.capability", lambda device: ((9, 0), (8, 0))[device])
+    monkeypatch.setenv("TRTLLM_DG_ENABLED", "0")
+    monkeypatch.setattr("seekernel.ops.paths.build_info", lambda: {"cuda_version": "13.0"})
+    assert run(["info", "--ops", "--json"]) == 0
+    ops = json.loads(capsys.readouterr().out)["ops"]
+    assert ops["fp8_gemm_nt"] == (
+        "cpu: compiled, cuda:0: aot (jit: TRTLLM_DG_ENABLED=0), cuda:1: reference "
+        "(jit: compute capability 8.0, the kernels need 9.0; "
+        "aot: compute capability 8.0, the kernels need 9.0)"
+    )
+    assert ops["mla_prepare"].startswith("cpu: compiled, ")
+    assert run(["info", "--json"]) == 0
+    assert "ops" not in json.loads(capsys.readouterr().out)
+
+
 def test_info_without_bundled_checkpoint(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -64,7 +64,9 @@ def test_every_kind_and_output_gets_a_config_that_fits(
     grouped = kind > 1
     assert _jit.check_gemm_grid(ms, ns, ks, [78, 132], grouped, False, kind, output, gather) == 240
     for m in ms:
-        config = _jit.choose_gemm(m, 4096, 7168, 8, grouped, kind=kind, output=output, gather=gather)
+        config = _jit.choose_gemm(
+            m, 4096, 7168, 8, grouped, kind=kind, output=output, gather=gather
+        )
         assert (config.kind, config.output, config.gather) == (kind, output, gather)
         if kind == 3:
             assert config.block_m * (2 if config.multicast == 2 else 1) <= 128
@@ -102,7 +104,10 @@ def test_shared_memory_and_registers_fit(
         ((1, 8, -128), "k: expected a positive multiple of 128, got -128"),
         ((1, 8, 1 << 21), "k: expected at most 1048576, got 2097152"),
         ((1, 8, 128, 0), "num_groups: expected at least 1, got 0"),
-        ((1, 136, 128, 1, False, 132, False, 0, 2), "n: expected a multiple of 256 for gate and up"),
+        (
+            (1, 136, 128, 1, False, 132, False, 0, 2),
+            "n: expected a multiple of 256 for gate and up",
+        ),
         ((1, 8, 128, 1, False, 0), "num_sms: expected at least 1, got 0"),
     ],
 )
@@ -138,3 +143,41 @@ def test_tuned_table_refuses_what_does_not_fit() -> None:
         with pytest.raises(ValueError, match="row 1"):
             _jit.set_tuned_gemms([_row(), _row(config=config)])
     assert _jit.choose_gemm(1, 2112, 7168) == _jit.GemmConfig(False, 64, 32, 4)
+
+
+FORMS = [
+    *((kind, output, False) for kind in range(6) for output in (0, 1) if (kind, output) != (1, 1)),
+    (0, 2, False),
+    *((kind, 2, gather) for kind in (2, 5) for gather in (False, True)),
+]
+"""Kinds, outputs and gathering that the ops ask for."""
+
+
+@given(
+    form=st.sampled_from(FORMS),
+    m=st.integers(1, 1 << 20),
+    n=st.integers(1, 1 << 8).map(lambda i: 256 * i),
+    k=st.integers(1, 1 << 13).map(lambda i: 128 * i),
+)
+def test_every_shape_has_a_kernel_compiled_at_build_time(
+    form: tuple[int, int, bool], m: int, n: int, k: int
+) -> None:
+    kind, output, gather = form
+    wanted = _jit.choose_gemm(m, n, k, 8, kind > 1, kind=kind, output=output, gather=gather)
+    config = _jit.nearest_aot_gemm(wanted, k)
+    assert config in _jit.aot_gemms()
+    assert (config.kind, config.output, config.gather) == form
+    assert _jit.gemm_resources(config, k)[1] <= H100_SHARED_BYTES
+
+
+def test_a_compiled_configuration_stands_in_for_itself_and_has_the_deepest_ring() -> None:
+    for config in _jit.aot_gemms():
+        assert _jit.nearest_aot_gemm(config, 7168) == config
+        deeper = _jit.GemmConfig(
+            False, config.block_m, config.block_n, config.num_stages + 1, config.multicast,
+            config.kind, config.output, config.gather,
+        )  # fmt: skip
+        _, shared_bytes, _, _ = _jit.gemm_resources(deeper, 7168)
+        assert config.num_stages == 8 or shared_bytes > H100_SHARED_BYTES
+    odd = _jit.GemmConfig(False, 128, 128, 4)
+    assert _jit.nearest_aot_gemm(odd, 7168) == _jit.GemmConfig(False, 128, 128, 5)

@@ -22,6 +22,7 @@ from tests.op_examples import example_calls
 TESTS = Path(__file__).resolve().parent
 ISAS = ["baseline", "avx2", "avx512"]
 DTYPE_CODES = {
+    torch.uint8: 0,
     torch.int32: 3,
     torch.int64: 4,
     torch.float32: 6,

@@ -45,8 +45,7 @@ def llm(checkpoint: Path) -> Iterator[LLM]:
 
 
 def core_of(llm: LLM) -> EngineCore:
-    assert llm._core is not None
-    return llm._core
+    return llm._live_core()
 
 
 def tokens_of(outputs: list[RequestOutput]) -> list[list[int]]:
@@ -309,16 +308,16 @@ def test_nan_ends_one_sequence_and_leaves_the_others(checkpoint: Path) -> None:
 
 def test_failed_step_frees_everything(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
     core = core_of(llm)
-    forward, calls = core._forward, iter(range(100))
+    begin, calls = core.runner.begin, iter(range(100))
 
-    def failing(chunks: Any) -> Any:
+    def failing(step: Any) -> Any:
         if next(calls) == 3:
             raise RuntimeError("planted")
-        return forward(chunks)
+        return begin(step)
 
     want = tokens_of(llm.generate(PROMPTS, greedy(8), use_tqdm=False))
     with monkeypatch.context() as patch:
-        patch.setattr(core, "_forward", failing)
+        patch.setattr(core.runner, "begin", failing)
         with pytest.raises(RuntimeError, match="planted"):
             llm.generate(PROMPTS, greedy(8), use_tqdm=False)
     assert not core.has_work

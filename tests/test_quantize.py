@@ -1,4 +1,4 @@
-"""quantize_fp8_1x128, quantize_fp8_128x128, dequantize_fp8_128x128: the same bits as torch's e4m3."""
+"""The block quantisers: the same bits as torch's e4m3, and as round and clamp for int4."""
 
 from __future__ import annotations
 
@@ -236,3 +236,51 @@ def test_rejects() -> None:
     )
     assert_rejects("scale: expected shape [ceil(n/128)=1, ceil(k/128)=2]", h, q, torch.ones(2, 1))
     assert_rejects("out: expected dtype float32 or bfloat16", h, q, torch.ones(1, 2), torch.float16)
+
+
+# ---- int4 ----
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("n", "k"), [(1, 2), (3, 128), (5, 130), (129, 256), (64, 7168)])
+def test_quantize_int4_g128(n: int, k: int, dtype: torch.dtype) -> None:
+    w = make(n, k, dtype)
+    assert_same_bits(ops.quantize_int4_g128(w), reference.quantize_int4_g128(w))
+    assert_repeatable(lambda: ops.quantize_int4_g128(w))
+
+
+def test_int4_codes_ties_and_packing() -> None:
+    w = torch.zeros(2, 128)
+    w[0, :8] = torch.tensor([7.0, -7.0, 0.5, 1.5, -2.5, 6.5, -6.5, 3.0])
+    w[1, :4] = torch.tensor([NAN, 14.0, -0.0, 1e-30])
+    q, scale = ops.quantize_int4_g128(w)
+    assert scale[:, 0].tolist() == [1.0, 2.0]
+    values = reference.dequantize_int4_g128(q, torch.ones_like(scale))
+    assert values[0, :8].tolist() == [7, -7, 0, 2, -2, 6, -6, 3]
+    assert values[1, :4].tolist() == [0, 7, 0, 0]
+    assert q[0, 0].item() == 7 | 9 << 4, "even column in the low nibble"
+    assert_same_bits((q, scale), reference.quantize_int4_g128(w))
+    zeros = ops.quantize_int4_g128(torch.zeros(1, 128))
+    assert zeros[1].item() == 1.0
+    assert not zeros[0].any()
+    infinite = torch.ones(1, 128)
+    infinite[0, 5] = INF
+    assert not ops.quantize_int4_g128(infinite)[0].any()
+
+
+def test_int4_rejects_and_empty() -> None:
+    w = torch.randn(3, 256)
+    assert_rejects("expected k to be even, got k=3", ops.quantize_int4_g128, torch.randn(2, 3))
+    assert_rejects("w: expected dtype float32 or bfloat16", ops.quantize_int4_g128, w.double())
+    short = torch.empty(3, 127, dtype=torch.uint8)
+    assert_rejects("q: expected shape [n=3, k/2=128]", ops.quantize_int4_g128, w, short)
+    q, scale = ops.quantize_int4_g128(torch.empty(0, 128))
+    assert q.shape == (0, 64)
+    assert scale.shape == (0, 1)
+
+
+def test_int4_error_is_half_a_step() -> None:
+    w = make(64, 1024, torch.float32)
+    q, scale = ops.quantize_int4_g128(w)
+    error = (reference.dequantize_int4_g128(q, scale) - w.double()).abs()
+    assert (error <= scale.double().repeat_interleave(128, 1) * 0.5000001).all()

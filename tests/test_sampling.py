@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from seekernel.engine.outputs import CompletionOutput
 from seekernel.engine.request import TokenSequence
-from seekernel.engine.sampler import Choice, apply_penalties, draw, sample, top_logprobs
+from seekernel.engine.sampler import Choice, sample, top_logprobs
 from seekernel.engine.sampling_params import SamplingParams
 from seekernel.errors import RequestError, SeekernelError
 
@@ -63,6 +64,14 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"n": 0}, "n: expected an integer from 1 to 128, got 0"),
     ({"n": 10**6}, "n: expected an integer from 1 to 128"),
     ({"logprobs": 21}, "logprobs: expected an integer from 0 to 20, got 21"),
+    ({"prompt_logprobs": -1}, "prompt_logprobs: expected an integer from 0 to 20, got -1"),
+    ({"best_of": 0}, "best_of: expected an integer from 1 to 128, got 0"),
+    ({"best_of": 2, "n": 3}, "best_of: expected at least n=3, got 2"),
+    ({"logit_bias": {-1: 0.0}}, "logit_bias: token id: expected an integer from 0"),
+    ({"logit_bias": {"7": 0.0}}, "logit_bias: token id: expected an integer from 0"),
+    ({"logit_bias": {7: 101}}, "logit_bias: expected a number from -100 to 100, got 101"),
+    ({"logit_bias": [7]}, "logit_bias: expected a mapping of at most 1024 token ids"),
+    ({"guided": "json"}, "guided: expected an object with fill_mask, got 'json'"),
     ({"repetition_penalty": 0}, "repetition_penalty: expected a number above 0"),
     ({"presence_penalty": 2.5}, "presence_penalty: expected a number from -2 to 2"),
     ({"frequency_penalty": NAN}, "frequency_penalty: expected"),
@@ -190,38 +199,60 @@ def reference_support(logits: Tensor, params: SamplingParams) -> set[int]:
         {"top_k": 1000, "top_p": 0.9},
     ],
 )  # fmt: skip
-def test_draw_covers_exactly_the_support(fields: dict[str, Any]) -> None:
+def test_draws_come_from_exactly_the_support(fields: dict[str, Any]) -> None:
     params = SamplingParams(**fields)
-    logits = random_logits(1, 23, seed=3)[0] / 2
-    steps = 4000
-    drawn = Counter(draw(logits, params, (i + 0.5) / steps) for i in range(steps))
-    support = reference_support(logits, params)
+    logits = random_logits(1, 23, seed=3) / 2
+    draws = 4000
+    sequences = [make_sequence(seed, **fields) for seed in range(draws)]
+    drawn = Counter(chosen(sample(logits.expand(draws, -1), sequences)))
+    support = reference_support(logits[0], params)
     assert set(drawn) <= support
-    probabilities = torch.softmax(logits.double() / params.effective_temperature, -1)
+    probabilities = torch.softmax(logits[0].double() / params.effective_temperature, -1)
     mass = float(sum(probabilities[i] for i in support))
     for token in support:
-        # Inverting the distribution at evenly spaced points is exact to one point per token.
-        assert abs(drawn[token] - steps * float(probabilities[token]) / mass) <= 1.0 + 1e-3
+        p = float(probabilities[token]) / mass
+        assert abs(drawn[token] - draws * p) <= 5 * math.sqrt(draws * p * (1 - p)) + 1e-9
 
 
 def test_draw_ties_at_top_k_go_to_the_lower_ids() -> None:
-    params = SamplingParams(top_k=2)
-    logits = torch.tensor([0.0, 1.0, 1.0, 1.0])
-    assert {draw(logits, params, u / 100) for u in range(100)} == {1, 2}
+    logits = torch.tensor([[0.0, 1.0, 1.0, 1.0]]).expand(100, -1)
+    assert set(chosen(sample(logits, [make_sequence(i, top_k=2) for i in range(100)]))) == {1, 2}
 
 
-@pytest.mark.parametrize("uniform", [0.0, 0.5, 1 - 2**-53])
 @pytest.mark.parametrize("temperature", [1e-8, 1.0, 100.0])
-def test_draw_extremes(uniform: float, temperature: float) -> None:
-    logits = torch.tensor([-3e38, 3e38, 0.0, -INF])
-    assert draw(logits, SamplingParams(temperature=temperature), uniform) == 1
+def test_draw_extremes(temperature: float) -> None:
+    logits = torch.tensor([[-3e38, 3e38, 0.0, -INF]]).expand(50, -1)
+    sequences = [make_sequence(i, temperature=temperature) for i in range(50)]
+    assert set(chosen(sample(logits, sequences))) == {1}
 
 
 def test_penalties() -> None:
-    logits = torch.tensor([2.0, -2.0, 1.0, 4.0, 0.0])
-    params = SamplingParams(repetition_penalty=2.0, presence_penalty=0.5, frequency_penalty=0.25)
-    apply_penalties(logits, params, prompt=[0, 1], output=[3, 3, 4])
-    assert logits.tolist() == [1.0, -4.0, 1.0, 2.0 - 0.5 - 0.5, 0.0 - 0.5 - 0.25]
+    # Each token's logit after penalties, against a token that none touches.
+    penalties = {"repetition_penalty": 2.0, "presence_penalty": 0.5, "frequency_penalty": 0.25}
+    logits = [2.0, -2.0, 1.0, 4.0, 0.0]
+    want = [1.0, -4.0, 1.0, 2.0 - 0.5 - 0.5, 0.0 - 0.5 - 0.25]
+    for token, value in enumerate(want):
+        for other, best in ((value - 2**-10, token), (value + 2**-10, 5)):
+            row = [-9.0] * 5 + [other]
+            row[token] = logits[token]
+            sequence = make_sequence(prompt=[0, 1], **penalties)
+            sequence.output.token_ids.extend([3, 3, 4])
+            assert chosen(sample(torch.tensor([row]), [sequence])) == [best]
+
+
+def test_logit_bias_and_guided_decoding() -> None:
+    class OnlyEven:
+        def fill_mask(self, output_token_ids: Sequence[int], mask: Tensor) -> None:
+            mask.fill_(0x55555555 if not output_token_ids else 0)
+
+    logits = torch.tensor([[1.0, 9.0, 3.0, 2.0, 2.5]])
+    assert chosen(sample(logits, [make_sequence(logit_bias={1: -7.0, 4: 0.75})])) == [4]
+    assert chosen(sample(logits, [make_sequence(guided=OnlyEven())])) == [2]
+    sequence = make_sequence(guided=OnlyEven())
+    both = sample(logits.expand(2, -1), [sequence, make_sequence()])
+    assert chosen(both) == [2, 1]
+    sequence.append(2)
+    assert sample(logits, [sequence]) == [None], "nothing is allowed"
 
 
 def test_min_tokens_bars_the_end() -> None:
@@ -237,14 +268,14 @@ def test_logprobs_are_of_the_model_itself() -> None:
     logits = random_logits(1, 31)[0]
     want = torch.log_softmax(logits.double(), -1)
     order = want.argsort(descending=True).tolist()
-    got = top_logprobs(logits, order[10], 3)
+    (got,) = top_logprobs(logits[None], [order[10]], 3)
     assert list(got) == [order[10], *order[:3]]
     assert [got[token][1] for token in order[:3]] == [1, 2, 3]
     assert got[order[10]][1] == 11
     for token, (value, _) in got.items():
-        assert value == pytest.approx(float(want[token]), abs=1e-12)
+        assert value == pytest.approx(float(want[token]), abs=2e-6)
     choice = sample(logits[None], [make_sequence(logprobs=1, temperature=0.5, top_k=1)])[0]
     assert choice is not None
     assert choice.logprobs is not None
     assert list(choice.logprobs) == [order[0]]
-    assert choice.logprobs[order[0]][0] == pytest.approx(float(want[order[0]]))
+    assert choice.logprobs[order[0]][0] == pytest.approx(float(want[order[0]]), abs=2e-6)

@@ -8,11 +8,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from tests.emulator.launch import Device, KernelFault, open_device
+from tests.emulator.launch import Device, open_device
 from tests.emulator.schedules import NINE_SCHEDULES, Asynchrony, Schedule
-from tests.kernel_testing import BACKENDS, BuiltKernel, devices
+from tests.kernel_testing import BACKENDS, devices
 from tests.swap_ab_testing import (
-    Array,
     Config,
     Problem,
     SwapAb,

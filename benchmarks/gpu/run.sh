@@ -47,7 +47,7 @@ build() {
     suffix=$("$python" -c 'import sysconfig; print(sysconfig.get_config_var("EXT_SUFFIX"))')
     mkdir -p build/gpu-objects
     printf '%s\n' csrc/jit/*.cpp csrc/driver/*.cpp csrc/heuristics/*.cpp $(ls csrc/launch/*.cpp 2>/dev/null) |
-      xargs -P "$(nproc)" -I{} sh -c "g++ -std=c++20 -O3 -fPIC -fvisibility=hidden -Icsrc $flags -c {} -o build/gpu-objects/\$(echo {} | tr / _).o" &&
+      xargs -P "$(nproc)" -I{} sh -c "g++ -std=c++20 -O3 -fPIC -fvisibility=hidden -Icsrc -Icsrc/include $flags -c {} -o build/gpu-objects/\$(echo {} | tr / _).o" &&
       g++ -shared build/gpu-objects/*.o -ldl -o "python/seekernel/_jit$suffix" && link_package
   fi
   "$python" -c 'import seekernel._C, seekernel._jit; print("extensions import")'
@@ -56,10 +56,11 @@ build() {
 # A process per test file: a kernel that faults takes the context of its process with it.
 one_test_file() {
   local log
-  log=$out/tests-$(basename "$1" .py).log
+  mkdir -p "$out/tests"
+  log=$out/tests/$(basename "$1" .py).log
   "$python" -m pytest -m "gpu and not multi_gpu" --timeout=120 -p no:cacheprovider -q --tb=short ${PYTEST_ARGS:-} "$1" >"$log" 2>&1
   local code=$?
-  printf '%-52s %s\n' "$1" "$(tail -n 1 "$log")"
+  printf '%-52s %s, %d s\n' "$1" "$(tail -n 1 "$log")" $SECONDS
   [ $code = 0 ] || [ $code = 5 ] || { grep -E '^(FAILED|ERROR)' "$log" | head -n 8; return 1; }
 }
 
@@ -105,4 +106,6 @@ for stage in "$@"; do
   printf '== %s: exit %d, %d s\n' "$stage" "$code" $((SECONDS - began))
   [ "$code" = 0 ] || status=1
 done
+# One file, because what carries the results home may count files.
+tar -C "$out" -czf "$out/logs.tgz" --exclude=logs.tgz . 2>/dev/null || true
 exit $status

@@ -1,4 +1,5 @@
-// CPU boundary of quantize_fp8_1x128, quantize_fp8_128x128, dequantize_fp8_128x128.
+// CPU boundary of quantize_fp8_1x128, quantize_fp8_128x128, dequantize_fp8_128x128,
+// quantize_int4_g128.
 #include "cpu/dtype.h"
 #include "cpu/isa.h"
 #include "cpu/parallel.h"
@@ -85,11 +86,34 @@ void dequantize_fp8_128x128(const Tensor& q, const Tensor& scale, const Tensor& 
   });
 }
 
+void quantize_int4_g128(const Tensor& w, const Tensor& q, const Tensor& scale) {
+  Checker check("quantize_int4_g128");
+  Dim n("n"), k("k");
+  check("w", w).shape({n, k}).dtype(kActivations).last_dim_contiguous();
+  check.require(k % 2 == 0, "expected k to be even, got " + k.describe());
+  Dim half_k("k/2", k / 2), groups("ceil(k/128)", num_groups(k));
+  check("q", q).shape({n, half_k}).dtype({ScalarType::Byte}).last_dim_contiguous();
+  check("scale", scale).shape({n, groups}).dtype({ScalarType::Float}).last_dim_contiguous();
+  if (n == 0 || k == 0) return;
+  const QuantizeInt4Args args{.dtype = dtype_of(w),
+                              .k = k,
+                              .stride_w_n = w.stride(0),
+                              .stride_q_n = q.stride(0),
+                              .stride_scale_n = scale.stride(0),
+                              .w = w.const_data_ptr(),
+                              .q = static_cast<uint8_t*>(q.mutable_data_ptr()),
+                              .scale = static_cast<float*>(scale.mutable_data_ptr())};
+  parallel_chunks(n, rows_per_chunk(k), [&](int64_t begin, int64_t end) {
+    kernels().quantize.int4_g128(args, begin, end);
+  });
+}
+
 }  // namespace
 }  // namespace seekernel::cpu
 
 STABLE_TORCH_LIBRARY_IMPL(seekernel, CPU, m) {
   m.impl("quantize_fp8_1x128", TORCH_BOX(&seekernel::cpu::quantize_fp8_1x128));
   m.impl("quantize_fp8_128x128", TORCH_BOX(&seekernel::cpu::quantize_fp8_128x128));
+  m.impl("quantize_int4_g128", TORCH_BOX(&seekernel::cpu::quantize_int4_g128));
   m.impl("dequantize_fp8_128x128", TORCH_BOX(&seekernel::cpu::dequantize_fp8_128x128));
 }

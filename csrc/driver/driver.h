@@ -9,13 +9,18 @@
 #include <cstdint>
 #include <string>
 
+// The toolkit's own names, at its own scope: a file that includes its headers too means the same.
+struct CUlib_st;
+struct CUkern_st;
+struct CUstream_st;
+
 namespace seekernel::cu {
 
 using CUresult = int;
 using CUdevice = int;
-using CUlibrary = struct CUlib_st*;
-using CUkernel = struct CUkern_st*;
-using CUstream = struct CUstream_st*;
+using CUlibrary = ::CUlib_st*;
+using CUkernel = ::CUkern_st*;
+using CUstream = ::CUstream_st*;
 
 // cuda.h of CUDA 13 asks for 128 bytes, that of 12 for 64; the device needs 64.
 struct alignas(128) CUtensorMap {

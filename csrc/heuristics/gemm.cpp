@@ -165,7 +165,9 @@ GemmResources resources(const GemmConfig& config, int64_t k) {
   const int scale_boxes = config.block_m == 256 ? 2 : 1;
   // A box of scales may start three rows early; slots of shared memory are multiples of 128 bytes.
   const int bytes_scales = scale_boxes * round_up((config.block_m / scale_boxes + 4) * 4, 128);
-  const int stage = (config.block_m + config.block_n * (swiglu ? 2 : 1)) * kBlockK + bytes_scales;
+  constexpr int kBytesTile = 16;
+  const int stage =
+      (config.block_m + config.block_n * (swiglu ? 2 : 1)) * kBlockK + bytes_scales + kBytesTile;
   const int row_d = swiglu ? 128 : config.output == GemmOutput::kFloat32 ? 0 : 2 * config.block_n;
   result.num_threads = 128 * (1 + consumers);
   result.shared_bytes = config.num_stages * (stage + 2 * 8) + config.block_m * row_d;

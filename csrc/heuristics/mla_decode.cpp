@@ -1,7 +1,6 @@
 #include "heuristics/mla_decode.h"
 
 #include <algorithm>
-#include <numeric>
 
 namespace seekernel::heuristics {
 namespace {
@@ -25,14 +24,10 @@ MlaDecodeShape mla_decode_shape(int64_t s, int64_t b, int64_t h_q, int num_sms) 
   return shape;
 }
 
-int64_t mla_decode_partial_rows(const MlaDecodeShape& shape, int64_t s, int64_t b, int64_t h_q,
+int64_t mla_decode_partial_rows(const MlaDecodeShape& shape, int64_t s, int64_t h_q,
                                 int64_t split_tokens, int64_t max_tokens) {
-  const int64_t rows = shape.rows_per_item();
-  if (split_tokens <= 0) return 2 * shape.num_parts * rows;
-  // A request's rows are a multiple of h_q, so its last item is at least gcd(h_q, rows) full.
-  const int64_t slack = rows - std::gcd(h_q, rows);
-  const int64_t num_items = (s * h_q + b * slack) / rows;
-  return num_items * ceil_div(max_tokens, split_tokens) * rows;
+  if (split_tokens <= 0) return 2 * shape.num_parts * shape.rows_per_item();
+  return s * h_q * ceil_div(max_tokens, split_tokens);
 }
 
 }  // namespace seekernel::heuristics

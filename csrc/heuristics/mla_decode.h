@@ -20,7 +20,7 @@ MlaDecodeShape mla_decode_shape(int64_t s, int64_t b, int64_t h_q, int num_sms);
 
 // Rows of partial results that any plan may need: of balanced parts, or of pieces of `split_tokens`
 // keys where no request has more than `max_tokens`.
-int64_t mla_decode_partial_rows(const MlaDecodeShape& shape, int64_t s, int64_t b, int64_t h_q,
+int64_t mla_decode_partial_rows(const MlaDecodeShape& shape, int64_t s, int64_t h_q,
                                 int64_t split_tokens, int64_t max_tokens);
 
 // What a unit of work costs besides its keys (query in, result out), and the least a part is given,

@@ -4,7 +4,8 @@
 //   values   float32 or bfloat16 [num_pages, page_size, kv_lora + rope]
 //   blocks   uint8 [num_pages, page_size, kv_lora + kv_lora / 32 + 2 rope]: kv_lora e4m3 codes, one
 //            fp32 multiplier per 128 of them, rope bfloat16; 656 bytes for 512 + 64
-//   flat     float8_e4m3fn [num_pages, page_size, kv_lora + rope], all times one multiplier kv_scale
+//   flat     float8_e4m3fn [num_pages, page_size, kv_lora + rope], all times one multiplier
+//   kv_scale
 // Reads no tensor data: kv_scale stays a device pointer.
 #pragma once
 
@@ -33,12 +34,12 @@ inline LatentCache check_latent_cache(const Checker& check, const Tensor& kv_cac
                                       const OptionalTensor& kv_scale, Dim& num_pages,
                                       Dim& page_size, int64_t kv_lora, int64_t rope) {
   check("kv_cache", kv_cache)
-      .dtype({ScalarType::Float, ScalarType::BFloat16, ScalarType::Byte,
-              ScalarType::Float8_e4m3fn});
-  const LatentFormat format =
-      kv_cache.scalar_type() == ScalarType::Byte            ? LatentFormat::kBlocks
-      : kv_cache.scalar_type() == ScalarType::Float8_e4m3fn ? LatentFormat::kFlat
-                                                            : LatentFormat::kValues;
+      .dtype(
+          {ScalarType::Float, ScalarType::BFloat16, ScalarType::Byte, ScalarType::Float8_e4m3fn});
+  const LatentFormat format = kv_cache.scalar_type() == ScalarType::Byte ? LatentFormat::kBlocks
+                              : kv_cache.scalar_type() == ScalarType::Float8_e4m3fn
+                                  ? LatentFormat::kFlat
+                                  : LatentFormat::kValues;
   int64_t row = kv_lora + rope;
   if (format == LatentFormat::kBlocks) {
     check.require(kv_lora % kLatentBlock == 0,
@@ -65,9 +66,8 @@ inline LatentCache check_latent_cache(const Checker& check, const Tensor& kv_cac
           .stride_page = kv_cache.stride(0),
           .stride_row = kv_cache.stride(1),
           .data = kv_cache.mutable_data_ptr(),
-          .kv_scale = kv_scale.has_value()
-                          ? static_cast<const float*>(kv_scale->const_data_ptr())
-                          : nullptr};
+          .kv_scale = kv_scale.has_value() ? static_cast<const float*>(kv_scale->const_data_ptr())
+                                           : nullptr};
 }
 
 }  // namespace seekernel

@@ -199,7 +199,7 @@ void mla_decode(const Tensor& q, const Tensor& kv_cache, const Tensor& block_tab
   check("partial_lse", *partial_lse).shape({partial_rows}).dtype({ScalarType::Float});
   check("partial_lse", *partial_lse).same_device("q", q).contiguous();
   const int64_t needed =
-      heuristics::mla_decode_partial_rows(shape, s, b, h_q, split_tokens, max_pages * page_size);
+      heuristics::mla_decode_partial_rows(shape, s, h_q, split_tokens, max_pages * page_size);
   check.require(partial_rows >= needed, "partial_out: expected at least " + number(needed) +
                                             " rows, got " + number(partial_rows));
   if (s == 0 || b == 0) return;

@@ -7,6 +7,7 @@ STABLE_TORCH_LIBRARY(seekernel, m) {
   m.def("quantize_fp8_1x128(Tensor x, Tensor(a!) q, Tensor(b!) scale) -> ()");
   m.def("quantize_fp8_128x128(Tensor w, Tensor(a!) q, Tensor(b!) scale) -> ()");
   m.def("dequantize_fp8_128x128(Tensor q, Tensor scale, Tensor(a!) out) -> ()");
+  m.def("quantize_int4_g128(Tensor w, Tensor(a!) q, Tensor(b!) scale) -> ()");
 
   // gemm: fp8_* take float8_e4m3fn weights with 128x128 scales; the others bfloat16 or float32
   // weights
@@ -87,4 +88,25 @@ STABLE_TORCH_LIBRARY(seekernel, m) {
       "Tensor? embedding=None) -> ()");
   m.def("silu_mul(Tensor x, Tensor(a!) out) -> ()");
   m.def("silu_mul_quantize(Tensor x, Tensor(a!) q, Tensor(b!) scale) -> ()");
+
+  // sampling
+  m.def(
+      "sample(Tensor logits, Tensor temperature, Tensor top_k, Tensor top_p, Tensor min_p, "
+      "Tensor seeds, Tensor offsets, Tensor? repetition, Tensor? presence, Tensor? frequency, "
+      "Tensor? token_counts, Tensor? slots, Tensor? extra_ids, Tensor? bias_ids, Tensor? bias, "
+      "Tensor? mask, Tensor(a!) ids, Tensor(b!) status, Tensor(c!)? probs) -> ()");
+  m.def(
+      "token_logprobs(Tensor logits, Tensor ids, Tensor(a!) logprobs, Tensor(b!) ranks, "
+      "Tensor(c!) top_ids, Tensor(d!) top_logprobs) -> ()");
+  m.def("add_token_counts(Tensor(a!) token_counts, Tensor slots, Tensor ids) -> ()");
+  m.def(
+      "mtp_verify_strict(Tensor target_ids, Tensor draft_ids, Tensor(a!) out_ids, "
+      "Tensor(b!) num_out) -> ()");
+  m.def(
+      "mtp_verify_relaxed(Tensor top_ids, Tensor top_logprobs, Tensor draft_ids, Tensor slots, "
+      "float relaxed_delta, int begin_thinking_id, int end_thinking_id, Tensor(a!) slot_delta, "
+      "Tensor(b!) out_ids, Tensor(c!) num_out) -> ()");
+  m.def(
+      "mtp_verify_rejection(Tensor target_probs, Tensor? draft_probs, Tensor draft_ids, "
+      "Tensor seeds, Tensor offsets, Tensor(a!) out_ids, Tensor(b!) num_out) -> ()");
 }

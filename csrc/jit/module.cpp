@@ -4,10 +4,11 @@
 #include <pybind11/stl.h>
 
 #include "driver/tensor_map.h"
+#include "heuristics/aot.h"
 #include "heuristics/gemm.h"
-#include "jit/fp8_gemm.h"
 #include "jit/null_driver.h"
 #include "jit/registry.h"
+#include "launch/fp8_gemm.h"
 
 namespace py = pybind11;
 namespace seekernel::jit {
@@ -22,6 +23,10 @@ using heuristics::TunedRow;
 std::vector<TunedRow>& tuned_rows() {
   static std::vector<TunedRow> rows;
   return rows;
+}
+
+GemmConfig tuned_choice(const GemmShape& shape, const Gpu& gpu) {
+  return choose(shape, gpu, false, tuned_rows());
 }
 
 // The Python resolver: (family, parameters) -> (cubin, symbol).
@@ -65,7 +70,7 @@ py::dict describe_last_launch() {
 
 // Launches a loaded kernel with plain parameters: one `bytes` each, as the kernel's memory holds
 // them.
-void launch_bytes(const Kernel& kernel, std::array<unsigned, 3> grid, unsigned shared_bytes,
+void launch_bytes(const LoadedKernel& kernel, std::array<unsigned, 3> grid, unsigned shared_bytes,
                   const std::vector<py::bytes>& arguments, uintptr_t stream) {
   // Tensor maps want 64-byte alignment.
   struct alignas(64) Slot {
@@ -83,7 +88,7 @@ void launch_bytes(const Kernel& kernel, std::array<unsigned, 3> grid, unsigned s
     std::memcpy(slots[i].bytes, bytes.data(), bytes.size());
     parameters[i] = slots[i].bytes;
   }
-  kernel.launch(grid, shared_bytes, stream, parameters.data());
+  kernel.kernel().launch(grid, shared_bytes, stream, parameters.data());
 }
 
 void bind_heuristics(py::module_& m) {
@@ -158,6 +163,12 @@ void bind_heuristics(py::module_& m) {
       py::arg("kind") = 0, py::arg("output") = 0, py::arg("gather") = false,
       "The configuration for D[m, n] = A[m, k] @ B[n, k]^T; m per group where grouped.");
   m.def(
+      "nearest_aot_gemm",
+      [](const GemmConfig& wanted, int64_t k) { return heuristics::nearest_aot(wanted, k); },
+      py::arg("wanted"), py::arg("k"),
+      "The configuration compiled at build time that stands in for `wanted`.");
+  m.def("aot_gemms", &heuristics::aot_configs, "The configurations compiled at build time.");
+  m.def(
       "check_gemm_grid",
       [](const std::vector<int64_t>& ms, const std::vector<int64_t>& ns,
          const std::vector<int64_t>& ks, const std::vector<int>& sms, bool grouped, bool swap,
@@ -216,6 +227,7 @@ void bind_heuristics(py::module_& m) {
           }
         }
         tuned_rows() = std::move(parsed);
+        clear_choices();
       },
       py::arg("rows"), "Replace the tuned table; a row that does not fit is a ValueError.");
 }
@@ -249,22 +261,24 @@ PYBIND11_MODULE(_jit, m) {
   m.doc() = "Loads and launches kernels through the CUDA driver, found at run time; no torch.";
   bind_heuristics(m);
   bind_driver(m);
-  py::class_<Kernel>(m, "Kernel", "A loaded kernel.")
+  py::class_<LoadedKernel>(m, "Kernel", "A loaded kernel.")
       .def(py::init([](const py::bytes& cubin, const std::string& symbol, unsigned num_threads,
                        unsigned max_shared_bytes, std::array<unsigned, 3> cluster, bool pdl) {
-             return std::make_unique<Kernel>(
+             return std::make_unique<LoadedKernel>(
                  cubin, symbol, KernelTraits{num_threads, max_shared_bytes, cluster, pdl});
            }),
            py::arg("cubin"), py::arg("symbol"), py::arg("num_threads"),
            py::arg("max_shared_bytes") = 0, py::arg("cluster") = std::array<unsigned, 3>{1, 1, 1},
            py::arg("pdl") = false)
-      .def_property_readonly("num_registers", &Kernel::num_registers)
+      .def_property_readonly("num_registers",
+                             [](const LoadedKernel& k) { return k.kernel().num_registers(); })
       .def("launch", &launch_bytes, py::arg("grid"), py::arg("shared_bytes"), py::arg("arguments"),
            py::arg("stream") = 0,
            "Launch with one `bytes` per parameter; for tests, not for speed.");
   m.def(
       "set_resolver", [](py::object callable) { set_resolver(python_resolver(callable)); },
       py::arg("callable"), "(family, parameters) -> (cubin, symbol), asked once a kernel.");
+  m.def("has_resolver", &has_resolver, "Whether a resolver is set.");
   m.def("num_kernels", &num_kernels, "Kernels loaded so far.");
   m.def("num_tensor_maps", [] { return tensor_maps().size(); }, "Tensor maps encoded and kept.");
   m.def(
@@ -278,17 +292,61 @@ PYBIND11_MODULE(_jit, m) {
       "fp8_gemm_nt",
       [](uint64_t a, uint64_t sfa, uint64_t b, uint64_t sfb, uint64_t d, int64_t rows, int64_t n,
          int64_t k, int64_t a_stride, int64_t sfa_stride, int64_t b_stride, int64_t d_stride,
-         int num_sms, uintptr_t stream) {
-        const GemmShape shape{rows, n, k};
-        const Gpu gpu{.num_sms = num_sms};
-        const GemmConfig config = choose(shape, gpu, false, tuned_rows());
-        fp8_gemm_nt({a, sfa, b, sfb, d, rows, n, k, a_stride, sfa_stride, b_stride, d_stride},
-                    config, gpu, stream);
+         int num_sms, uintptr_t stream, int output) {
+        Fp8Gemm problem;
+        problem.output = static_cast<heuristics::GemmOutput>(output);
+        problem.m = rows, problem.n = n, problem.k = k;
+        problem.a = a, problem.sfa = sfa, problem.b = b, problem.sfb = sfb, problem.d = d;
+        problem.a_stride_m = a_stride, problem.sfa_stride_k = sfa_stride;
+        problem.b_stride_n = b_stride, problem.d_stride_m = d_stride;
+        fp8_gemm(problem, {.num_sms = num_sms}, &tuned_choice, &kernel, stream);
       },
       py::arg("a"), py::arg("sfa"), py::arg("b"), py::arg("sfb"), py::arg("d"), py::arg("m"),
       py::arg("n"), py::arg("k"), py::arg("a_stride"), py::arg("sfa_stride"), py::arg("b_stride"),
-      py::arg("d_stride"), py::arg("num_sms"), py::arg("stream"),
+      py::arg("d_stride"), py::arg("num_sms"), py::arg("stream"), py::arg("output") = 0,
       "D[m, n] = A[m, k] @ B[n, k]^T with block scales, on device addresses; strides in elements.");
+  m.def(
+      "fp8_gemm",
+      [](int kind, int output, int64_t rows, int64_t n, int64_t k, int64_t num_groups,
+         int64_t expected_m, int64_t tokens, uint64_t a, uint64_t sfa, uint64_t b, uint64_t sfb,
+         uint64_t d, uint64_t sfd, uint64_t groups, uint64_t num_tiles, uint64_t row_weight,
+         uint64_t row_token, int64_t a_stride_m, int64_t a_stride_g, int64_t sfa_stride_k,
+         int64_t sfa_stride_g, int64_t b_stride_n, int64_t b_stride_g, int64_t sfb_stride_g,
+         int64_t d_stride_m, int64_t d_stride_g, int64_t sfd_stride_n, int offset_bytes,
+         int num_sms, uintptr_t stream) {
+        const Fp8Gemm problem{static_cast<heuristics::TileKind>(kind),
+                              static_cast<heuristics::GemmOutput>(output),
+                              rows,
+                              n,
+                              k,
+                              num_groups,
+                              expected_m,
+                              tokens,
+                              a,
+                              sfa,
+                              b,
+                              sfb,
+                              d,
+                              sfd,
+                              groups,
+                              num_tiles,
+                              row_weight,
+                              row_token,
+                              a_stride_m,
+                              a_stride_g,
+                              sfa_stride_k,
+                              sfa_stride_g,
+                              b_stride_n,
+                              b_stride_g,
+                              sfb_stride_g,
+                              d_stride_m,
+                              d_stride_g,
+                              sfd_stride_n,
+                              offset_bytes};
+        fp8_gemm(problem, {.num_sms = num_sms}, &tuned_choice, &kernel, stream);
+      },
+      "Batched and grouped forms; the arguments are the members of launch::Fp8Gemm in order, then "
+      "num_sms and stream.");
   m.def(
       "check_loads",
       [](const py::bytes& cubin, const std::string& symbol) { return check_loads(cubin, symbol); },

@@ -1,6 +1,6 @@
 #include "jit/registry.h"
 
-#include <cstring>
+#include <memory>
 #include <mutex>
 #include <stdexcept>
 #include <unordered_map>
@@ -8,20 +8,9 @@
 namespace seekernel::jit {
 namespace {
 
-struct KeyHash {
-  size_t operator()(const KernelKey& key) const {
-    uint64_t hash = std::hash<std::string_view>{}(key.family);
-    for (int i = 0; i < key.num_parameters; ++i) {
-      hash = (hash ^ static_cast<uint32_t>(key.parameters[i])) * 0xD6E8FEB86659FD93;
-      hash ^= hash >> 32;
-    }
-    return hash;
-  }
-};
-
 struct Registry {
   std::mutex mutex;
-  std::unordered_map<KernelKey, std::unique_ptr<Kernel>, KeyHash> kernels;
+  std::unordered_map<KernelKey, std::unique_ptr<LoadedKernel>, KeyHash> kernels;
   Resolver resolver;
 };
 
@@ -34,19 +23,19 @@ Registry& registry() {
 const Kernel* find(const KernelKey& key) {
   const std::lock_guard lock(registry().mutex);
   const auto found = registry().kernels.find(key);
-  return found == registry().kernels.end() ? nullptr : found->second.get();
+  return found == registry().kernels.end() ? nullptr : &found->second->kernel();
 }
 
 }  // namespace
 
-bool KernelKey::operator==(const KernelKey& other) const {
-  return num_parameters == other.num_parameters && parameters == other.parameters &&
-         std::strcmp(family, other.family) == 0;
-}
-
 void set_resolver(Resolver resolver) {
   const std::lock_guard lock(registry().mutex);
   registry().resolver = std::move(resolver);
+}
+
+bool has_resolver() {
+  const std::lock_guard lock(registry().mutex);
+  return static_cast<bool>(registry().resolver);
 }
 
 const Kernel& kernel(const KernelKey& key, const KernelTraits& traits) {
@@ -60,9 +49,9 @@ const Kernel& kernel(const KernelKey& key, const KernelTraits& traits) {
   // Not under the mutex: the resolver runs Python, which may hand the GIL to a thread that
   // launches.
   const Cubin cubin = resolver(key);
-  auto loaded = std::make_unique<Kernel>(cubin.bytes, cubin.symbol, traits);
+  auto loaded = std::make_unique<LoadedKernel>(cubin.bytes, cubin.symbol, traits);
   const std::lock_guard lock(registry().mutex);
-  return *registry().kernels.try_emplace(key, std::move(loaded)).first->second;
+  return registry().kernels.try_emplace(key, std::move(loaded)).first->second->kernel();
 }
 
 size_t num_kernels() {

@@ -2,22 +2,11 @@
 #pragma once
 
 #include <functional>
-#include <memory>
 #include <string>
-#include <vector>
 
 #include "jit/kernel.h"
 
 namespace seekernel::jit {
-
-// A kernel family and the template arguments of its configuration, in order.
-struct KernelKey {
-  const char* family = "";
-  std::array<int, 12> parameters = {};
-  int num_parameters = 0;
-
-  bool operator==(const KernelKey& other) const;
-};
 
 struct Cubin {
   std::string bytes;
@@ -28,9 +17,10 @@ struct Cubin {
 using Resolver = std::function<Cubin(const KernelKey&)>;
 
 void set_resolver(Resolver resolver);
+bool has_resolver();
 
-// The loaded kernel; `traits` are taken where it is not loaded yet. Call with the GIL held. Throws
-// std::runtime_error, or what the resolver throws.
+// The loaded kernel, a launch::Finder; `traits` are taken where it is not loaded yet. Call with the
+// GIL held. Throws std::runtime_error, or what the resolver throws.
 const Kernel& kernel(const KernelKey& key, const KernelTraits& traits);
 
 size_t num_kernels();

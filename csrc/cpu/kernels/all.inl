@@ -19,16 +19,24 @@ namespace seekernel::cpu::SEEKERNEL_ISA {
 #include "cpu/kernels/attention_panel.inl"
 //
 #include "cpu/kernels/attention.inl"
+//
+#include "cpu/kernels/sampling_weight.inl"
+//
+#include "cpu/kernels/mtp_verify.inl"
+#include "cpu/kernels/sampling.inl"
 
 const KernelTable kTable = {
     .norm = {rms_norm, silu_mul, embed, add},
-    .quantize = {quantize_fp8_1x128, quantize_fp8_128x128, dequantize_fp8_128x128},
+    .quantize = {quantize_fp8_1x128, quantize_fp8_128x128, dequantize_fp8_128x128,
+                 quantize_int4_g128},
     .moe = {moe_gate, moe_finalize},
     .gemm = {gemm_pack, gemm_run, kScratchFloats, kMaxRows},
     .mla_prepare = {mla_prepare, rope_interleaved, mla_gather_latent},
     .attention = {kRowsPerPanel, kPrefillQueries, partial_size, decode_scratch_size,
                   prefill_scratch_size, mla_decode_chunk, mla_decode_merge, mla_decode_finish,
                   mla_prefill_block, merge_attention_states},
+    .sampling = {sampling_scratch_size, sample_rows, token_logprobs_rows, mtp_verify_relaxed,
+                 mtp_verify_rejection},
 };
 
 }  // namespace seekernel::cpu::SEEKERNEL_ISA

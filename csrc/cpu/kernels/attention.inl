@@ -129,7 +129,8 @@ static void merge_attention_states(const MergeStatesArgs& args, int64_t row_begi
     for (const AttentionState& state : args.states) {
       with_activation_type(state.dtype, [&](auto element) {
         using T = decltype(element);
-        const T* out = static_cast<const T*>(state.out) + s * state.stride_s + head * state.stride_h;
+        const T* out =
+            static_cast<const T*>(state.out) + s * state.stride_s + head * state.stride_h;
         add_finished_row(out, state.lse[row], args.d_v, {&max, &denominator, scratch});
       });
     }

@@ -28,11 +28,24 @@ struct DequantizeFp8Args {
   void* out;
 };
 
+// Two values a byte, the even column in the low nibble, as two's complement.
+struct QuantizeInt4Args {
+  Dtype dtype;  // of w
+  int64_t k;    // even
+  int64_t stride_w_n;
+  int64_t stride_q_n;  // bytes
+  int64_t stride_scale_n;
+  const void* w;
+  uint8_t* q;
+  float* scale;
+};
+
 struct QuantizeKernels {
   // Ranges are rows of x, rows of 128x128 blocks, rows of q.
   void (*fp8_1x128)(const QuantizeFp8Args& args, int64_t row_begin, int64_t row_end);
   void (*fp8_128x128)(const QuantizeFp8Args& args, int64_t block_begin, int64_t block_end);
   void (*dequantize_fp8_128x128)(const DequantizeFp8Args& args, int64_t row_begin, int64_t row_end);
+  void (*int4_g128)(const QuantizeInt4Args& args, int64_t row_begin, int64_t row_end);
 };
 
 }  // namespace seekernel::cpu

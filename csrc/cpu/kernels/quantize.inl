@@ -1,5 +1,6 @@
-// quantize_fp8_1x128, quantize_fp8_128x128, dequantize_fp8_128x128: one pass for the largest
-// magnitude, one to convert. A group is 128 values, so the second pass reads from L1.
+// quantize_fp8_1x128, quantize_fp8_128x128, dequantize_fp8_128x128, quantize_int4_g128: one pass
+// for the largest magnitude, one to convert. A group is 128 values, so the second pass reads from
+// L1.
 
 constexpr int64_t kGroup = 128;
 constexpr float kE4M3Max = 448.0f;
@@ -168,4 +169,40 @@ static void dequantize_fp8_128x128(const DequantizeFp8Args& args, int64_t row_be
     return dequantize_fp8_128x128_rows<float>(args, row_begin, row_end);
   }
   dequantize_fp8_128x128_rows<bfloat16>(args, row_begin, row_end);
+}
+
+template <class T>
+static void quantize_int4_g128_rows(const QuantizeInt4Args& args, int64_t row_begin,
+                                    int64_t row_end) {
+  for (int64_t row = row_begin; row < row_end; ++row) {
+    const T* w = static_cast<const T*>(args.w) + row * args.stride_w_n;
+    uint8_t* q = args.q + row * args.stride_q_n;
+    float* scale = args.scale + row * args.stride_scale_n;
+    for (int64_t i = 0; i < args.k; i += kGroup, ++scale) {
+      const int64_t count = args.k - i < kGroup ? args.k - i : kGroup;
+      const float quotient = max_lane(max_magnitudes(w + i, count, vfloat{})) / 7.0f;
+      *scale = quotient > 0.0f ? quotient : 1.0f;
+      uint32_t codes[kGroup];
+      for (int64_t j = 0; j < count; j += kWidth) {
+        const int64_t left = count - j;
+        const vfloat x = left >= kWidth ? load(w + i + j) : load_tail(w + i + j, left);
+        vfloat v = x / *scale;
+        v = v == v ? v : vfloat{};
+        v = v > 7.0f ? splat(7.0f) : v < -7.0f ? splat(-7.0f) : v;
+        // Adding 1.5 * 2^23 rounds to the nearest even integer and leaves it in the low bits.
+        const vuint code = bit_copy<vuint>(v + 12582912.0f) & 15u;
+        __builtin_memcpy(codes + j, &code, sizeof(code));
+      }
+      for (int64_t j = 0; j < count; j += 2) {
+        q[(i + j) / 2] = static_cast<uint8_t>(codes[j] | codes[j + 1] << 4);
+      }
+    }
+  }
+}
+
+static void quantize_int4_g128(const QuantizeInt4Args& args, int64_t row_begin, int64_t row_end) {
+  if (args.dtype == Dtype::kFloat32) {
+    return quantize_int4_g128_rows<float>(args, row_begin, row_end);
+  }
+  quantize_int4_g128_rows<bfloat16>(args, row_begin, row_end);
 }

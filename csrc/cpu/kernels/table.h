@@ -8,6 +8,7 @@
 #include "cpu/kernels/moe.h"
 #include "cpu/kernels/norm.h"
 #include "cpu/kernels/quantize.h"
+#include "cpu/kernels/sampling.h"
 
 namespace seekernel::cpu {
 
@@ -18,6 +19,7 @@ struct KernelTable {
   GemmKernels gemm;
   MlaPrepareKernels mla_prepare;
   AttentionKernels attention;
+  SamplingKernels sampling;
 };
 
 namespace baseline {

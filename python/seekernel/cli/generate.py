@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from seekernel.cli.engine_options import engine_options, given_options
 from seekernel.errors import OptionError
 
 DEFAULT_PROMPTS = (
@@ -20,22 +21,8 @@ MAX_NEW_TOKENS = 64
 SAMPLING = (
     *("max_tokens", "temperature", "top_k", "top_p", "min_p", "stop", "min_tokens", "ignore_eos"),
     *("n", "seed", "repetition_penalty", "presence_penalty", "frequency_penalty", "logprobs"),
+    *("best_of", "prompt_logprobs"),
 )
-UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
-
-
-def byte_count(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:
-    """Read a number of bytes written as 512M or 2G."""
-    if value is None:
-        return None
-    text = value.strip().upper().removesuffix("B").removesuffix("I")
-    number, unit = (text[:-1], text[-1]) if text and text[-1] in UNITS else (text, "")
-    try:
-        return int(float(number) * UNITS[unit])
-    except (ValueError, OverflowError):
-        raise click.BadParameter(
-            f"expected a number of bytes such as 512M or 2G, got {value!r}", ctx, param
-        ) from None
 
 
 @click.command()
@@ -62,15 +49,9 @@ def byte_count(ctx: click.Context, param: click.Parameter, value: str | None) ->
 @click.option("--presence_penalty", type=float, default=0.0)
 @click.option("--frequency_penalty", type=float, default=0.0)
 @click.option("--logprobs", type=int, help="With --json: log-probabilities of so many tokens.")
-@click.option("--max_batch_size", type=int, help="Sequences that run at once.  [default: 64]")
-@click.option("--max_num_tokens", type=int, help="Tokens of one step.  [default: 8192]")
-@click.option("--max_seq_len", type=int, help="Prompt and answer.  [default: the model's]")
-@click.option("--kv_cache_dtype", metavar="auto|bfloat16|float32", help="[default: auto]")
-@click.option(
-    "--kv_cache_bytes", callback=byte_count, help="Limit, as 2G.  [default: 1/4 of free memory]"
-)
-@click.option("--dtype", metavar="auto|bfloat16|float32", help="Of activations.  [default: auto]")
-@click.option("--load_format", metavar="auto|dummy", help="dummy: random weights.  [default: auto]")
+@click.option("--best_of", type=int, help="Samples to make, the N best of which are given.")
+@click.option("--prompt_logprobs", type=int, help="With --json: the same for the prompt's tokens.")
+@engine_options
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per prompt.")
 def generate(
     model_dir: str | None, prompts: tuple[str, ...], chat: bool, as_json: bool, **options: Any
@@ -79,12 +60,11 @@ def generate(
     from seekernel.engine import LLM, SamplingParams
 
     params = SamplingParams(**{name: options.pop(name) for name in SAMPLING})
-    given = {name: value for name, value in options.items() if value is not None}
     texts = list(prompts or DEFAULT_PROMPTS)
     for text in texts:
         if not text:
             raise OptionError("prompt: expected some text, got an empty string")
-    with LLM(model_dir, **given) as llm:
+    with LLM(model_dir, **given_options(options)) as llm:
         if chat:
             messages = [[{"role": "user", "content": text}] for text in texts]
             outputs = llm.chat(messages, params)

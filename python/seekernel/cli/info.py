@@ -24,8 +24,9 @@ VARIABLES = ("OMP_", "MKL_", "GOMP_", "KMP_", "SEEKERNEL_", "CUDA_", "NCCL_")
 @click.option(
     "--model_dir", metavar="DIR", help="Checkpoint directory.  [default: the bundled one]"
 )
+@click.option("--ops", "with_ops", is_flag=True, help="Show which implementation serves each op.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def info(model_dir: str | None, as_json: bool) -> None:
+def info(model_dir: str | None, with_ops: bool, as_json: bool) -> None:
     """Show versions, what was built, CPU, GPUs and the checkpoint found."""
     report: dict[str, dict[str, Any] | list[str]] = {
         "versions": versions(),
@@ -37,14 +38,17 @@ def info(model_dir: str | None, as_json: bool) -> None:
             name: value for name, value in sorted(os.environ.items()) if name.startswith(VARIABLES)
         },
     }
+    if with_ops:
+        report["ops"] = ops()
     if as_json:
         click.echo(json.dumps(report, ensure_ascii=False, indent=2))
         return
     for section, content in report.items():
         if isinstance(content, dict):
             click.echo(f"{section}:")
+            width = max(12, *map(len, content)) if content else 12
             for name, value in content.items():
-                click.echo(f"  {name:<12} {value}")
+                click.echo(f"  {name:<{width}} {value}")
         else:
             click.echo(f"{section}: {', '.join(content) or 'none'}")
 
@@ -113,6 +117,37 @@ def gpus() -> list[str]:
     except (OSError, subprocess.TimeoutExpired):
         return []
     return result.stdout.splitlines() if result.returncode == 0 else []
+
+
+def ops() -> dict[str, str]:
+    """Return what serves each op: on the CPU, on this machine's GPUs, else on an H100."""
+    import torch
+
+    from seekernel.ops import paths
+
+    chains = {chain.op: chain for chain in paths.chains()}
+    count = torch.cuda.device_count()
+    devices = {f"cuda:{i}": paths.capability(i) for i in range(count)} or {"sm_90": (9, 0)}
+    has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
+    names = sorted(
+        name.removeprefix("seekernel::").split(".")[0]
+        for name in torch._C._dispatch_get_all_op_names()
+        if name.startswith("seekernel::")
+    )
+    report: dict[str, str] = {}
+    for name in names:
+        parts = ["cpu: compiled" if has_kernel(f"seekernel::{name}", "CPU") else "cpu: none"]
+        for device, capability in devices.items():
+            if name in chains:
+                path, skipped = chains[name].skips(capability)
+                why = f" ({'; '.join(skipped)})" if skipped else ""
+                parts.append(f"{device}: {path.value}{why}")
+            elif capability == (9, 0) and has_kernel(f"seekernel::{name}", "CUDA"):
+                parts.append(f"{device}: aot")
+            else:
+                parts.append(f"{device}: none")
+        report[name] = ", ".join(parts)
+    return report
 
 
 def checkpoint(model_dir: str | None) -> dict[str, Any]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import threading
+import itertools
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from queue import SimpleQueue
 from types import TracebackType
 from typing import Any, TypeAlias, overload
 
@@ -12,8 +14,11 @@ import torch
 from tqdm import tqdm
 
 from seekernel._extension import build_info
-from seekernel.engine.checkpoint import resolve_model_dir
+from seekernel.engine.checkpoint import checkpoint_kv_cache_dtype, resolve_model_dir
 from seekernel.engine.core import DEVICE, EngineCore
+from seekernel.engine.handle import RequestHandle
+from seekernel.engine.loop import EngineLoop
+from seekernel.engine.metrics import Sample
 from seekernel.engine.options import EngineOptions
 from seekernel.engine.outputs import CompletionOutput, RequestOutput
 from seekernel.engine.request import TokenSequence
@@ -51,6 +56,9 @@ class LLM:
             raise OptionError(str(error)) from None
         self.model_dir = resolve_model_dir(model)
         self.config = ModelConfig.from_dir(self.model_dir)
+        if self.options.kv_cache_dtype == "auto":
+            asked = checkpoint_kv_cache_dtype(self.model_dir)
+            self.options = replace(self.options, kv_cache_dtype=asked)
         limit = self.config.max_position_embeddings
         if self.options.max_seq_len is not None and self.options.max_seq_len > limit:
             raise OptionError.expected(
@@ -67,9 +75,18 @@ class LLM:
             dtype=self.options.dtype,
             load_format=self.options.load_format,
         )
-        self._core: EngineCore | None = EngineCore(loaded, self.options, self._tokenizer)
-        self._lock = threading.Lock()
-        self._num_requests = 0
+        loaded.set_moe_max_num_tokens(self.options.moe_max_num_tokens)
+        if self.options.num_drafts == 0:
+            loaded.mtp = None  # neither its weights nor its cache are needed
+        elif loaded.mtp is None:
+            raise OptionError(
+                "spec_decode_algo: MTP needs a module of multi-token prediction, and the checkpoint "
+                "has none (num_nextn_predict_layers is 0)"
+            )
+        self._loop: EngineLoop | None = EngineLoop(
+            EngineCore(loaded, self.options, self._tokenizer)
+        )
+        self._request_ids = itertools.count()
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -113,7 +130,7 @@ class LLM:
         Errors: RequestError, CapacityError naming prompt or field. A sequence that fails while it
         runs ends with finish_reason "error", and the others go on.
         """
-        core = self._live_core()
+        loop = self._live_loop()
         if not isinstance(prompts, str | list | tuple):
             raise RequestError.expected(
                 "prompts", "a string, token ids, or a list of them", prompts
@@ -123,15 +140,33 @@ class LLM:
         )
         many: Sequence[Any] = [prompts] if single else prompts
         params = self._params_per_prompt(sampling_params, len(many))
-        with self._lock:
-            requests, groups = [], []
-            for index, prompt in enumerate(many):
-                name = "prompt" if single else f"prompt {index}"
-                request, group = self._make_request(core, prompt, params[index], name)
-                requests.append(request)
-                groups.append(group)
-            self._run(core, groups, use_tqdm)
-        return requests[0] if single else requests
+        handles = [
+            self._make_request(prompt, params[index], "prompt" if single else f"prompt {index}")
+            for index, prompt in enumerate(many)
+        ]
+        outputs = self._run(loop, handles, use_tqdm)
+        return outputs[0] if single else outputs
+
+    def generate_async(
+        self, prompt: str | list[int], sampling_params: SamplingParams | None = None
+    ) -> RequestHandle:
+        """Start a request and return at once; the handle streams, waits and aborts.
+
+        Errors: as generate.
+        """
+        loop = self._live_loop()
+        handle = self._make_request(prompt, sampling_params or SamplingParams(), "prompt")
+        loop.submit([handle])
+        return handle
+
+    def abort(self, request: RequestHandle) -> None:
+        """End a request; its pages are free after the step under way."""
+        request.abort()
+
+    def metrics(self) -> list[Sample]:
+        """Return the engine's counters under their Prometheus names."""
+        core = self._live_core()
+        return core.metrics.samples(core.scheduler, core.kv)
 
     @overload
     def chat(
@@ -176,9 +211,15 @@ class LLM:
         return outputs[0] if single else outputs
 
     def shutdown(self) -> None:
-        """Free weights and cache. The LLM generates no more; a second call does nothing."""
-        with self._lock:
-            self._core = None
+        """Abort what runs, free weights and cache. A second call does nothing."""
+        loop, self._loop = self._loop, None
+        if loop is not None:
+            loop.close()
+
+    def __del__(self) -> None:
+        loop = getattr(self, "_loop", None)
+        if loop is not None:
+            loop.close(wait=False)
 
     def __enter__(self) -> LLM:
         return self
@@ -191,10 +232,13 @@ class LLM:
     ) -> None:
         self.shutdown()
 
-    def _live_core(self) -> EngineCore:
-        if self._core is None:
+    def _live_loop(self) -> EngineLoop:
+        if self._loop is None:
             raise RuntimeError("this LLM was shut down")
-        return self._core
+        return self._loop
+
+    def _live_core(self) -> EngineCore:
+        return self._live_loop().core
 
     def _params_per_prompt(
         self, params: SamplingParams | Sequence[SamplingParams] | None, count: int
@@ -207,9 +251,8 @@ class LLM:
             )
         return params
 
-    def _make_request(
-        self, core: EngineCore, prompt: object, params: SamplingParams, name: str
-    ) -> tuple[RequestOutput, list[TokenSequence]]:
+    def _make_request(self, prompt: object, params: SamplingParams, name: str) -> RequestHandle:
+        core = self._live_core()
         ids = self._prompt_ids(prompt, name)
         if len(ids) >= core.max_seq_len:
             raise CapacityError(
@@ -222,6 +265,11 @@ class LLM:
                 raise RequestError.expected(
                     "stop_token_ids", f"ids below vocab_size {self.config.vocab_size}", token
                 )
+        for token, _ in params.logit_bias:
+            if token >= self.config.vocab_size:
+                raise RequestError.expected(
+                    "logit_bias", f"ids below vocab_size {self.config.vocab_size}", token
+                )
         if params.stop and self._tokenizer is None:
             raise RequestError("stop: stop strings need a tokenizer (skip_tokenizer_init is set)")
         if not params.ignore_eos:
@@ -229,17 +277,21 @@ class LLM:
             if self._tokenizer is not None:
                 eos = self._tokenizer.special.eos_token_ids
             ends.update(dict.fromkeys(eos))
-        request_id, self._num_requests = self._num_requests, self._num_requests + 1
+        request_id = next(self._request_ids)
         seed = params.seed
         if seed is None:
             seed = self.options.seed + (request_id + 1) * REQUEST_STRIDE
+        if params.num_samples > params.n and params.logprobs is None:
+            own = replace(params, logprobs=0)  # the samples are compared by it
+        else:
+            own = params
         group = []
-        for index in range(params.n):
+        for index in range(params.num_samples):
             generator = torch.Generator().manual_seed((seed + index * SAMPLE_STRIDE) % 2**64)
             group.append(
                 TokenSequence(
                     prompt_token_ids=ids,
-                    params=params,
+                    params=own,
                     max_tokens=min(params.max_tokens, core.max_seq_len - len(ids)),
                     end_ids=ends,
                     output=CompletionOutput(index),
@@ -249,8 +301,10 @@ class LLM:
                     else IncrementalDetokenizer(self._tokenizer),
                 )
             )
+        for sequence in group:
+            core.check(sequence)
         text = prompt if isinstance(prompt, str) else None
-        return RequestOutput(request_id, text, ids, [item.output for item in group]), group
+        return RequestHandle(RequestOutput(request_id, text, ids, []), group, params)
 
     def _prompt_ids(self, prompt: object, name: str) -> list[int]:
         if isinstance(prompt, str):
@@ -269,20 +323,24 @@ class LLM:
             raise RequestError(f"{name}: expected at least one token, got none")
         return ids
 
-    def _run(self, core: EngineCore, groups: list[list[TokenSequence]], use_tqdm: bool) -> None:
-        sequences = [sequence for group in groups for sequence in group]
-        owner = {id(item): index for index, group in enumerate(groups) for item in group}
-        left = [len(group) for group in groups]
+    def _run(
+        self, loop: EngineLoop, handles: list[RequestHandle], use_tqdm: bool
+    ) -> list[RequestOutput]:
+        ended: SimpleQueue[RequestHandle] = SimpleQueue()
+        for handle in handles:
+            handle.when_done(ended.put)
+        loop.submit(handles)
         try:
-            for sequence in sequences:
-                core.add(sequence)
             with tqdm(
-                total=len(groups), desc="Processed requests", disable=not use_tqdm
+                total=len(handles), desc="Processed requests", disable=not use_tqdm
             ) as progress:
-                while core.has_work:
-                    for sequence in core.step():
-                        index = owner[id(sequence)]
-                        left[index] -= 1
-                        progress.update(int(left[index] == 0))
-        finally:
-            core.abort(sequences)
+                for _ in handles:
+                    error = ended.get().error
+                    if error is not None:
+                        raise error
+                    progress.update(1)
+        except BaseException:
+            for handle in handles:
+                handle.abort()
+            raise
+        return [handle.snapshot() for handle in handles]

@@ -1,21 +1,22 @@
-"""Chooses the next token of each sequence. Plain torch, float32; sums in float64.
+"""Chooses the next token of each sequence of a batch: parameters into tensors, then the ops.
 
 Each row is computed alone and from nothing but its own sequence, so a sequence gets the same
-tokens in any batch; greedy ties go to the lower id.
+tokens in any batch and on any device; greedy ties go to the lower id.
 """
 
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from seekernel import ops
 from seekernel.engine.request import TokenSequence
-from seekernel.engine.sampling_params import SamplingParams
+
+LogprobsOfToken = dict[int, tuple[float, int]]
 
 
 @dataclass(frozen=True)
@@ -23,111 +24,163 @@ class Choice:
     """A chosen token; with logprobs {id: (logprob, rank)} of it and of the likeliest, if asked."""
 
     token_id: int
-    logprobs: dict[int, tuple[float, int]] | None = None
+    logprobs: LogprobsOfToken | None = None
 
 
 def sample(logits: Tensor, sequences: Sequence[TokenSequence]) -> list[Choice | None]:
     """Choose one token per row.
 
     Args:
-        logits: [r, vocab_size] float32.  sequences: r of them; a generator advances by one draw
-        where its sequence samples.
-    Returns: r choices, None for a row with a NaN or an infinite maximum. Writes: the generators.
+        logits: [r, vocab_size] float32 or bfloat16.  sequences: r of them. A draw depends on the
+        generator's seed and the length of the output alone.
+    Returns: r choices, None for a row with a NaN, an infinite maximum, or no token allowed.
     """
-    # Not max(dim=-1): it waits for other threads, up to 30 ms when a core is busy with other work.
-    best_ids = logits.argmax(dim=-1)
-    usable = torch.isfinite(logits.gather(1, best_ids[:, None])).squeeze(1).tolist()
-    greedy_ids = best_ids.tolist()
-    choices: list[Choice | None] = []
-    for row, sequence in enumerate(sequences):
-        if not usable[row]:
-            choices.append(None)
-            continue
-        params = sequence.params
-        bars_ends = not sequence.may_end and bool(sequence.end_ids)
-        if params.effective_temperature == 0.0 and not params.has_penalties and not bars_ends:
-            token_id = greedy_ids[row]
-        else:
-            token_id = _choose(logits[row].float().clone(), sequence, bars_ends)
-        logprobs = None
-        if params.logprobs is not None:
-            logprobs = top_logprobs(logits[row], token_id, params.logprobs)
-        choices.append(Choice(token_id, logprobs))
-    return choices
+    if not sequences:
+        return []
+    params = [sequence.params for sequence in sequences]
+    column = _Columns(logits.device)
+    ids, _ = ops.sample(
+        logits,
+        column.float32([p.effective_temperature for p in params]),
+        column.int32([p.top_k for p in params]),
+        column.float32([p.top_p for p in params]),
+        column.float32([p.min_p for p in params]),
+        column.int64([signed_seed(sequence.generator.initial_seed()) for sequence in sequences]),
+        column.int64([len(sequence.output.token_ids) for sequence in sequences]),
+        penalties=make_penalties(sequences, logits),
+        bias=make_bias(sequences, logits.device),
+        mask=make_mask(sequences, logits),
+    )
+    chosen = ids.tolist()
+    logprobs = _logprobs(logits, [p.logprobs for p in params], chosen)
+    return [
+        None if token < 0 else Choice(token, logprobs.get(row)) for row, token in enumerate(chosen)
+    ]
 
 
-def top_logprobs(logits: Tensor, token_id: int, count: int) -> dict[int, tuple[float, int]]:
-    """Return {id: (log-probability, rank from 1)} of one token and of the `count` likeliest.
+def top_logprobs(logits: Tensor, token_ids: Sequence[int], count: int) -> list[LogprobsOfToken]:
+    """Return {id: (log-probability, rank from 1)} of one token per row and of the `count` likeliest.
 
-    logits: [vocab_size]. Equal logits rank in order of id.
+    logits: [r, vocab_size]; the model's own distribution. Equal logits rank in order of id.
     """
-    logprobs = torch.log_softmax(logits.double(), dim=-1)
-    order = torch.sort(logprobs, descending=True, stable=True).indices[:count]
-    chosen = logprobs[token_id]
-    earlier = (logprobs > chosen).sum() + (logprobs[:token_id] == chosen).sum()
-    result = {token_id: (float(chosen), int(earlier) + 1)}
-    for rank, (index, value) in enumerate(
-        zip(order.tolist(), logprobs[order].tolist(), strict=True), start=1
-    ):
-        result[index] = (value, rank)
-    return result
+    ids = torch.tensor(token_ids, dtype=torch.int32, device=logits.device)
+    got = ops.token_logprobs(logits, ids, min(count, logits.shape[1]))
+    rows = zip(
+        token_ids, *(tensor.tolist() for tensor in got), strict=True
+    )  # token, logprob, rank, top ids, top logprobs
+    return [
+        {token: (logprob, rank)}
+        | {
+            top: (value, place)
+            for place, (top, value) in enumerate(zip(tops, values, strict=True), start=1)
+        }
+        for token, logprob, rank, tops, values in rows
+    ]
 
 
-def _choose(logits: Tensor, sequence: TokenSequence, bars_ends: bool) -> int:
-    params = sequence.params
-    if params.has_penalties:
-        apply_penalties(logits, params, sequence.prompt_token_ids, sequence.output.token_ids)
-    if bars_ends:
-        logits[torch.tensor(sorted(sequence.end_ids), device=logits.device)] = -math.inf
-    if params.effective_temperature == 0.0:
-        return int(logits.argmax())
-    uniform = torch.rand((), generator=sequence.generator, dtype=torch.float64).item()
-    return draw(logits, params, uniform)
+def signed_seed(seed: int) -> int:
+    """The int64 with the bits of an unsigned 64-bit seed."""
+    seed %= 2**64
+    return seed - 2**64 if seed >= 2**63 else seed
 
 
-def apply_penalties(
-    logits: Tensor, params: SamplingParams, prompt: Sequence[int], output: Sequence[int]
-) -> None:
-    """Lower the logits of tokens already seen. logits: [vocab_size]. Writes: logits."""
-    if params.repetition_penalty != 1.0:
-        seen = torch.tensor(sorted({*prompt, *output}), device=logits.device)
-        values = logits[seen]
-        factor = params.repetition_penalty
-        logits[seen] = torch.where(values > 0, values / factor, values * factor)
-    if output and (params.presence_penalty or params.frequency_penalty):
-        counts = sorted(Counter(output).items())
-        ids = torch.tensor([token for token, _ in counts], device=logits.device)
-        times = torch.tensor([count for _, count in counts], device=logits.device)
-        logits[ids] -= params.presence_penalty + params.frequency_penalty * times.float()
+def make_penalties(sequences: Sequence[TokenSequence], logits: Tensor) -> ops.Penalties | None:
+    """Counts of the tokens that each penalised sequence has seen; None if there is no such one."""
+    rows = [row for row, sequence in enumerate(sequences) if sequence.params.penalises_seen]
+    if not rows:
+        return None
+    column = _Columns(logits.device)
+    counts = torch.empty(len(rows), logits.shape[1], dtype=torch.int32, device=logits.device)
+    slots = [-1] * len(sequences)
+    for slot, row in enumerate(rows):
+        slots[row] = slot
+        sequence = sequences[row]
+        ops.reset_token_counts(
+            counts,
+            slot,
+            column.int32(sequence.prompt_token_ids),
+            column.int32(sequence.output.token_ids),
+        )
+    return ops.Penalties(
+        column.float32([sequence.params.repetition_penalty for sequence in sequences]),
+        column.float32([sequence.params.presence_penalty for sequence in sequences]),
+        column.float32([sequence.params.frequency_penalty for sequence in sequences]),
+        counts,
+        column.int32(slots),
+    )
 
 
-def draw(logits: Tensor, params: SamplingParams, uniform: float) -> int:
-    """Draw one token from the distribution that temperature, min_p, top_k and top_p leave.
+def make_bias(sequences: Sequence[TokenSequence], device: torch.device) -> ops.LogitBias | None:
+    """logit_bias of each sequence, and its ends barred while min_tokens asks for more."""
+    rows = [bias_entries(sequence) for sequence in sequences]
+    width = max(map(len, rows))
+    if width == 0:
+        return None
+    padded = [[*row, *[(-1, 0.0)] * (width - len(row))] for row in rows]
+    column = _Columns(device)
+    return ops.LogitBias(
+        column.int32([[token for token, _ in row] for row in padded]),
+        column.float32([[value for _, value in row] for row in padded]),
+    )
 
-    Args: logits: [vocab_size] float32.  uniform: in [0, 1), the draw's only randomness.
-    The smallest set that reaches top_p is taken from what min_p and top_k left.
-    """
-    # exp((z - max) / t): the largest weight is 1 at any temperature, so nothing overflows.
-    weights = torch.exp((logits - logits.max()) / params.effective_temperature).double()
-    keep = weights >= params.min_p if params.min_p > 0.0 else weights > 0.0
-    # A serial sum: the bits must not depend on the number of threads.
-    total = torch.cumsum(weights[keep], dim=0)[-1]
-    if 0 < params.top_k < weights.numel():
-        keep &= weights >= torch.topk(weights, params.top_k).values[-1]
-    elif params.top_p < 1.0:
-        # All tokens below this together weigh less than 1 - top_p, so none is in the nucleus; the
-        # margin covers the rounding of the sums. Without the cut a full sort would dominate.
-        keep &= weights >= (1.0 - params.top_p) * total / weights.numel() * (1.0 - 1e-9)
-    ids = keep.nonzero().squeeze(1)
-    weights = weights[ids]
-    if params.top_k or params.top_p < 1.0:
-        weights, order = torch.sort(weights, descending=True, stable=True)
-        ids = ids[order]
-    if params.top_k:
-        weights, ids = weights[: params.top_k], ids[: params.top_k]
-    cumulative = torch.cumsum(weights, dim=0)
-    if params.top_p < 1.0:
-        mass = params.top_p * (cumulative[-1] if params.top_k else total)
-        cumulative = cumulative[: int(torch.searchsorted(cumulative, mass)) + 1]
-    index = int(torch.searchsorted(cumulative, uniform * cumulative[-1], right=True))
-    return int(ids[min(index, cumulative.numel() - 1)])
+
+def bias_entries(sequence: TokenSequence) -> list[tuple[int, float]]:
+    """(token id, what is added to its logit) of one sequence at its next token."""
+    entries = list(sequence.params.logit_bias)
+    if not sequence.may_end:
+        entries += [(token, -math.inf) for token in sorted(sequence.end_ids)]
+    return entries
+
+
+def make_mask(sequences: Sequence[TokenSequence], logits: Tensor) -> Tensor | None:
+    """Bits of the tokens that guided decoding allows; None if no sequence is guided."""
+    guided = [
+        (row, sequence.params.guided, sequence.output.token_ids)
+        for row, sequence in enumerate(sequences)
+        if sequence.params.guided is not None
+    ]
+    if not guided:
+        return None
+    mask = torch.full((len(sequences), -(-logits.shape[1] // 32)), -1, dtype=torch.int32)
+    for row, decoding, output in guided:
+        decoding.fill_mask(output, mask[row])
+    return mask.to(logits.device)
+
+
+@dataclass(frozen=True)
+class _Columns:
+    """Host values as tensors on one device."""
+
+    device: torch.device
+
+    def float32(self, values: Sequence[object]) -> Tensor:
+        return torch.tensor(values, dtype=torch.float32, device=self.device)
+
+    def int32(self, values: Sequence[object]) -> Tensor:
+        return torch.tensor(values, dtype=torch.int32, device=self.device)
+
+    def int64(self, values: Sequence[object]) -> Tensor:
+        return torch.tensor(values, dtype=torch.int64, device=self.device)
+
+
+def _logprobs(
+    logits: Tensor, wanted: Sequence[int | None], chosen: Sequence[int]
+) -> dict[int, LogprobsOfToken]:
+    """By row, for the rows that want them."""
+    rows = [row for row, count in enumerate(wanted) if count is not None and chosen[row] >= 0]
+    if not rows:
+        return {}
+    counts = [wanted[row] or 0 for row in rows]
+    picked = logits if len(rows) == logits.shape[0] else logits[rows]
+    found = top_logprobs(picked, [chosen[row] for row in rows], max(counts))
+    return {
+        row: _first(logprobs, chosen[row], count)
+        for row, logprobs, count in zip(rows, found, counts, strict=True)
+    }
+
+
+def _first(logprobs: LogprobsOfToken, token_id: int, count: int) -> LogprobsOfToken:
+    """Those of the token and of the `count` likeliest."""
+    return {
+        token: value for token, value in logprobs.items() if token == token_id or value[1] <= count
+    }

@@ -1,8 +1,11 @@
 """Typed wrappers of torch.ops.seekernel: one function per op, with its fake beside it."""
 
 from seekernel.ops.attention import (
+    MlaDecodePlan,
     merge_attention_states,
     mla_decode,
+    mla_decode_metadata,
+    mla_decode_plan,
     mla_gather_latent,
     mla_prefill,
     mla_prepare,
@@ -29,6 +32,7 @@ from seekernel.ops.moe import (
     moe_plan,
     moe_route,
 )
+from seekernel.ops.mtp import mtp_verify_rejection, mtp_verify_relaxed, mtp_verify_strict
 from seekernel.ops.norm import (
     NormedRows,
     add_rms_norm,
@@ -37,14 +41,39 @@ from seekernel.ops.norm import (
     silu_mul,
     silu_mul_quantize,
 )
-from seekernel.ops.quantize import dequantize_fp8_128x128, quantize_fp8_1x128, quantize_fp8_128x128
+from seekernel.ops.quantize import (
+    dequantize_fp8_128x128,
+    quantize_fp8_1x128,
+    quantize_fp8_128x128,
+    quantize_int4_g128,
+)
+from seekernel.ops.sampling import (
+    STATUS_NOT_FINITE,
+    STATUS_NOTHING_ALLOWED,
+    STATUS_OK,
+    LogitBias,
+    Logprobs,
+    Penalties,
+    add_token_counts,
+    reset_token_counts,
+    sample,
+    token_logprobs,
+)
 
 __all__ = [
+    "STATUS_NOTHING_ALLOWED",
+    "STATUS_NOT_FINITE",
+    "STATUS_OK",
+    "LogitBias",
+    "Logprobs",
+    "MlaDecodePlan",
     "MoePlan",
     "NormedRows",
+    "Penalties",
     "Routing",
     "add_rms_norm",
     "add_rms_norm_quantize",
+    "add_token_counts",
     "bmm_nt",
     "dequantize_fp8_128x128",
     "fp8_bmm_nt",
@@ -56,6 +85,8 @@ __all__ = [
     "grouped_gemm_swiglu_nt",
     "merge_attention_states",
     "mla_decode",
+    "mla_decode_metadata",
+    "mla_decode_plan",
     "mla_gather_latent",
     "mla_prefill",
     "mla_prepare",
@@ -65,11 +96,18 @@ __all__ = [
     "moe_permute_fp8",
     "moe_plan",
     "moe_route",
+    "mtp_verify_rejection",
+    "mtp_verify_relaxed",
+    "mtp_verify_strict",
     "quantize_fp8_1x128",
     "quantize_fp8_128x128",
+    "quantize_int4_g128",
+    "reset_token_counts",
     "rms_norm",
     "rope_interleaved",
     "router_gemm",
+    "sample",
     "silu_mul",
     "silu_mul_quantize",
+    "token_logprobs",
 ]

@@ -12,6 +12,8 @@ in one of three formats, told apart by dtype (row = kv_lora latent values, then 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -21,6 +23,7 @@ from seekernel.ops._fakes import register_fakes
 _mla_prepare = torch.ops.seekernel.mla_prepare.default
 _rope_interleaved = torch.ops.seekernel.rope_interleaved.default
 _mla_decode = torch.ops.seekernel.mla_decode.default
+_mla_decode_metadata = torch.ops.seekernel.mla_decode_metadata.default
 _mla_prefill = torch.ops.seekernel.mla_prefill.default
 _mla_gather_latent = torch.ops.seekernel.mla_gather_latent.default
 _merge_attention_states = torch.ops.seekernel.merge_attention_states.default
@@ -82,6 +85,71 @@ def rope_interleaved(x: Tensor, positions: Tensor, cos_sin: Tensor) -> Tensor:
     return x
 
 
+@dataclass(frozen=True)
+class MlaDecodePlan:
+    """How a GPU shares out the work of a decode step, and room for the parts of a split request.
+
+    parts: [SMs, 8] int32.  items: [s + 1, 8] int32: the plan, written by mla_decode_metadata.
+    partial_out: [rows, 512] float32.  partial_lse: [rows] float32: scratch of mla_decode.
+    split_tokens: see mla_decode_metadata. On a CPU all are empty.
+    """
+
+    parts: Tensor
+    items: Tensor
+    partial_out: Tensor
+    partial_lse: Tensor
+    split_tokens: int
+
+
+def mla_decode_plan(
+    s: int,
+    h_q: int,
+    device: torch.device | str,
+    split_tokens: int = 0,
+    max_tokens: int = 0,
+) -> MlaDecodePlan:
+    """Allocate the plan of decode steps of s query tokens; its contents are not defined yet.
+
+    split_tokens, max_tokens: see mla_decode_metadata; max_tokens, the page size times the columns of
+    the block table, is needed with split_tokens only: the room is 2 KB for each of s * h_q rows and
+    max_tokens / split_tokens pieces.
+    """
+    device = torch.device(device)
+    num_sms = rows = 0
+    if device.type == "cuda":
+        num_sms = torch.cuda.get_device_properties(device).multi_processor_count
+        rows = s * h_q * -(-max_tokens // split_tokens) if split_tokens else 2 * 64 * num_sms
+    return MlaDecodePlan(
+        torch.empty(num_sms, 8, dtype=torch.int32, device=device),
+        torch.empty(s + 1, 8, dtype=torch.int32, device=device),
+        torch.empty(rows, 512, dtype=torch.float32, device=device),
+        torch.empty(rows, dtype=torch.float32, device=device),
+        split_tokens,
+    )
+
+
+def mla_decode_metadata(
+    seq_lens: Tensor,
+    cu_seqlens_q: Tensor,
+    h_q: int,
+    plan: MlaDecodePlan,
+) -> MlaDecodePlan:
+    """Plan a decode step on the device that holds the lengths; all layers of the step may use it.
+
+    Balanced (split_tokens 0): the blocks of 64 keys of all requests are dealt out evenly, a request
+    may be cut between any two of them. Batch invariant (split_tokens F, a multiple of 64): a request
+    is cut every F keys, whatever else is in the batch: the bits of its result do not depend on it.
+
+    Args:
+        seq_lens: [b] int32, cached tokens.  cu_seqlens_q: [b + 1] int32.  h_q: query heads, to 128.
+        plan: from mla_decode_plan, for as many query tokens as cu_seqlens_q ends with.
+    Returns: plan. No host synchronisation: lengths may change under a captured CUDA graph.
+    Errors: RuntimeError naming the tensor, expected and got.  Writes: plan.parts, plan.items.
+    """
+    _mla_decode_metadata(seq_lens, cu_seqlens_q, h_q, plan.split_tokens, plan.parts, plan.items)
+    return plan
+
+
 def mla_decode(
     q: Tensor,
     kv_cache: Tensor,
@@ -94,6 +162,7 @@ def mla_decode(
     out: Tensor | None = None,
     lse: Tensor | None = None,
     kv_scale: Tensor | None = None,
+    plan: MlaDecodePlan | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Absorbed MLA over a paged latent cache: every head attends to the same rows.
 
@@ -107,8 +176,14 @@ def mla_decode(
         seq_lens: [b] int32, cached tokens, the new ones included.  cu_seqlens_q: [b + 1] int32.
         causal: query i of s_q sees keys [0, seq_len - s_q + i]; else all.
         out: [s, h_q, d_v] in the dtype of q.  lse: [s, h_q] float32.  Allocated when not given.
+        plan: what mla_decode_metadata made of these seq_lens and cu_seqlens_q; made for this call when
+            not given. A CPU needs none.
+    On a GPU (Hopper): q and kv_cache bfloat16, or both float16; d_qk 576, d_v 512, h_q to 128, page
+    size 16, 32, 64 or 128; out and lse contiguous; a NaN in a live key may reach every query of its
+    request. Lengths and pages are not checked there.
     Returns: out; lse, natural log. A query that sees no key gives 0 and -inf.
-    The bits of a token depend on it and its keys alone: not on the batch, nor on the threads.
+    On a CPU, and with a batch-invariant plan, the bits of a token depend on it and its keys alone:
+    not on the batch, nor on the threads.
     Errors: RuntimeError naming the tensor, expected and got.  Writes: out, lse.
     Source: DeepSeek-V2 paper, section 2.1; online softmax of Milakov and Gimelshein 2018.
     """
@@ -116,9 +191,15 @@ def mla_decode(
         out = q.new_empty(q.shape[0], q.shape[1], d_v)
     if lse is None:
         lse = q.new_empty(q.shape[0], q.shape[1], dtype=torch.float32)
+    if plan is None and q.is_cuda:
+        plan = mla_decode_plan(q.shape[0], q.shape[1], q.device)
+        mla_decode_metadata(seq_lens, cu_seqlens_q, q.shape[1], plan)
+    of_plan = () if plan is None else (
+        plan.parts, plan.items, plan.partial_out, plan.partial_lse, plan.split_tokens
+    )  # fmt: skip
     _mla_decode(
         q, kv_cache, block_table, seq_lens, cu_seqlens_q, softmax_scale, causal, d_v, out, lse,
-        kv_scale,
+        kv_scale, *of_plan,
     )  # fmt: skip
     return out, lse
 
@@ -241,6 +322,7 @@ register_fakes(
     "mla_prepare",
     "rope_interleaved",
     "mla_decode",
+    "mla_decode_metadata",
     "mla_prefill",
     "mla_gather_latent",
     "merge_attention_states",

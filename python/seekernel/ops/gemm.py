@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from seekernel import _extension as _extension
+from seekernel.ops import _gemm_cuda as _cuda
 from seekernel.ops._fakes import register_fakes
 
 _ops = torch.ops.seekernel
@@ -52,7 +53,10 @@ def fp8_gemm_nt(
     """
     if out is None:
         out = _allocate(a, a.shape[0], b.shape[0])
-    _fp8_gemm_nt(a, a_scale, b, b_scale, out)
+    if type(a) is Tensor and a.is_cuda:
+        _cuda.fp8_gemm_nt(a.get_device(), b.shape, a, a_scale, b, b_scale, out)
+    else:
+        _fp8_gemm_nt(a, a_scale, b, b_scale, out)
     return out
 
 

@@ -1,4 +1,4 @@
-"""FP8 (e4m3) quantisation in DeepSeek-V3's two scale layouts: 1x128 groups and 128x128 blocks."""
+"""Block quantisation: e4m3 in DeepSeek-V3's two scale layouts, 1x128 and 128x128; int4 by 1x128."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from seekernel.ops._fakes import register_fakes
 _quantize_fp8_1x128 = torch.ops.seekernel.quantize_fp8_1x128.default
 _quantize_fp8_128x128 = torch.ops.seekernel.quantize_fp8_128x128.default
 _dequantize_fp8_128x128 = torch.ops.seekernel.dequantize_fp8_128x128.default
+_quantize_int4_g128 = torch.ops.seekernel.quantize_int4_g128.default
 
 _GROUP = 128
 
@@ -87,4 +88,31 @@ def dequantize_fp8_128x128(
     return out
 
 
-register_fakes("quantize_fp8_1x128", "quantize_fp8_128x128", "dequantize_fp8_128x128")
+def quantize_int4_g128(
+    w: Tensor, q: Tensor | None = None, scale: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Quantise weights to int4 with one scale per row and 128 columns.
+
+        s = amax(|group|) / 7, or 1 where that is 0;  q = round(w / s), in [-7, 7]
+
+    Args:
+        w: [n, k] float32 or bfloat16, last dim contiguous, k even; the last group may be partial.
+        q: [n, k / 2] uint8, two values a byte in two's complement, the even column in the low nibble.
+        scale: [n, ceil(k/128)] float32.  Both allocated when not given.
+    Returns: (q, scale). Rounding is to nearest even. A NaN does not count in amax and becomes 0; an
+        infinity makes its group's scale infinite and its values 0.
+    Errors: RuntimeError naming the tensor, expected and got.  Writes: q, scale.
+    Source: the W4AFP8 checkpoints of DeepSeek-R1 (int4 experts).
+    """
+    n, k = w.shape
+    if q is None:
+        q = w.new_empty(n, k // 2, dtype=torch.uint8)
+    if scale is None:
+        scale = w.new_empty(n, _num_groups(k), dtype=torch.float32)
+    _quantize_int4_g128(w, q, scale)
+    return q, scale
+
+
+register_fakes(
+    "quantize_fp8_1x128", "quantize_fp8_128x128", "dequantize_fp8_128x128", "quantize_int4_g128"
+)

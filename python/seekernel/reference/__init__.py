@@ -30,8 +30,10 @@ from seekernel.reference.moe import moe_choices, moe_finalize, moe_gate, moe_pla
 from seekernel.reference.norm import add_rms_norm, rms_norm, silu_mul
 from seekernel.reference.quantize import (
     dequantize_fp8_128x128,
+    dequantize_int4_g128,
     quantize_fp8_1x128,
     quantize_fp8_128x128,
+    quantize_int4_g128,
     to_e4m3,
 )
 
@@ -40,6 +42,7 @@ __all__ = [
     "attention",
     "bmm_nt",
     "dequantize_fp8_128x128",
+    "dequantize_int4_g128",
     "fp8_bmm_nt",
     "fp8_gemm_nt",
     "fp8_grouped_gemm_nt",
@@ -59,6 +62,7 @@ __all__ = [
     "moe_plan",
     "quantize_fp8_1x128",
     "quantize_fp8_128x128",
+    "quantize_int4_g128",
     "quantize_latent",
     "rms_norm",
     "rope_interleaved",

@@ -1,4 +1,4 @@
-"""References of quantize_fp8_1x128, quantize_fp8_128x128, dequantize_fp8_128x128.
+"""References of the block quantisers.
 
 The quantisers' arithmetic is float32 by definition, so their results are exact bits to compare with.
 """
@@ -21,10 +21,10 @@ def to_e4m3(x: Tensor) -> Tensor:
 def quantize_fp8_1x128(x: Tensor) -> tuple[Tensor, Tensor]:
     """Return (q [m, k], scale [ceil(k/128), round_up(m, 4)]); the padding columns are 0."""
     m, k = x.shape
-    groups = pad(x.float(), (0, -k % _GROUP)).view(m, -1, _GROUP)
+    groups = pad(x.float(), (0, -k % _GROUP)).view(m, -(-k // _GROUP), _GROUP)
     amax = groups.abs().nan_to_num(nan=0.0, posinf=float("inf")).amax(-1)
     scale = amax.clamp_min(1e-4) / _E4M3_MAX
-    q = to_e4m3(groups / scale[..., None]).view(m, -1)[:, :k]
+    q = to_e4m3(groups / scale[..., None]).flatten(1)[:, :k]
     return q.contiguous(), pad(scale, (0, 0, 0, -m % 4)).t().contiguous()
 
 
@@ -45,3 +45,22 @@ def dequantize_fp8_128x128(q: Tensor, scale: Tensor, dtype: torch.dtype = torch.
     n, k = q.shape
     wide = scale.to(dtype).repeat_interleave(_GROUP, 0).repeat_interleave(_GROUP, 1)
     return q.to(dtype) * wide[:n, :k]
+
+
+def quantize_int4_g128(w: Tensor) -> tuple[Tensor, Tensor]:
+    """Return (q [n, k/2] uint8, even column in the low nibble; scale [n, ceil(k/128)])."""
+    n, k = w.shape
+    groups = pad(w.float(), (0, -k % _GROUP)).view(n, -(-k // _GROUP), _GROUP)
+    amax = groups.abs().nan_to_num(nan=0.0, posinf=float("inf")).amax(-1)
+    scale = amax / 7
+    scale = torch.where(scale == 0, torch.ones_like(scale), scale)
+    codes = (groups / scale[..., None]).nan_to_num(nan=0.0).clamp(-7, 7).round()
+    nibbles = codes.to(torch.int8).view(torch.uint8).flatten(1)[:, :k] & 15
+    return nibbles[:, ::2] | nibbles[:, 1::2] << 4, scale
+
+
+def dequantize_int4_g128(q: Tensor, scale: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
+    """Return [..., n, k] values of q [..., n, k/2] times scale [..., n, ceil(k/128)], in `dtype`."""
+    nibbles = torch.stack([q & 15, q >> 4], dim=-1).flatten(-2).to(torch.int8)
+    values = torch.where(nibbles > 7, nibbles - 16, nibbles).to(dtype)
+    return values * scale.to(dtype).repeat_interleave(_GROUP, -1)[..., : values.shape[-1]]

@@ -2,8 +2,8 @@
 //
 //   lse = log2(sum of 2^lse_i);  out = sum of 2^(lse_i - lse) * out_i
 //
-// Shapes: partial_out [num_splits, rows_per_item, d_v] and partial_lse [num_splits, rows_per_item]
-//   fp32, base 2; out [s * h_q, d_v] in T, lse [s * h_q] natural. The plan says which splits are
+// Shapes: partial_out [partial_rows, 512] and partial_lse [partial_rows] fp32, base 2; out [s *
+// h_q, d_v] in T, lse [s * h_q] natural. The plan says which splits are
 //   whose.
 // Roles: any number of CTAs share the split rows; a CTA of 256 threads takes a row at a time: half
 // h
@@ -70,12 +70,12 @@ __global__ void __launch_bounds__(256)
     const mla_item_t item = items[1 + items[1 + i / rows_per_item].split_item];
     const int local = static_cast<int>(i % rows_per_item);
     if (local >= item.num_rows) continue;
-    const int64_t first = static_cast<int64_t>(item.first_split) * rows_per_item + local;
+    const int64_t first = item.first_partial + local;
     const float* weights = partial_lse + first;
-    const float merged = detail::merged_lse(weights, item.num_splits, rows_per_item);
+    const float merged = detail::merged_lse(weights, item.num_splits, item.num_rows);
     const float base = merged == detail::kNegInfinity ? 0.0f : merged;
     const float* rows = partial_out + first * detail::kValues + column;
-    const int64_t stride = static_cast<int64_t>(rows_per_item) * detail::kValues;
+    const int64_t stride = static_cast<int64_t>(item.num_rows) * detail::kValues;
     float4 sum = {0.0f, 0.0f, 0.0f, 0.0f};
     for (int split = half; split < item.num_splits; split += 2 * detail::kAhead) {
       float4 row[detail::kAhead];
@@ -87,7 +87,7 @@ __global__ void __launch_bounds__(256)
         row[k] = valid ? *reinterpret_cast<const float4*>(rows + at * stride)
                        : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
         weight[k] =
-            valid ? ptx::ex2(weights[static_cast<int64_t>(at) * rows_per_item] - base) : 0.0f;
+            valid ? ptx::ex2(weights[static_cast<int64_t>(at) * item.num_rows] - base) : 0.0f;
       }
 #pragma unroll
       for (int k = 0; k < detail::kAhead; ++k) {

@@ -190,13 +190,13 @@ __global__ void __launch_bounds__(kThreads)
                         .num_rows = min(rows_per_item, r.num_rows - row),
                         .seq_len = r.length,
                         .first_bound = r.length + 1 - cu_seqlens_q[request + 1],
-                        .first_split = 0,
+                        .first_partial = 0,
                         .num_splits = 0,
                         .split_item = -1};
     if (split_blocks == 0) {
       const int before = detail::upper_bound(cut_item, num_cuts, i - 1);
       const int own = detail::upper_bound(cut_item, num_cuts, i) - before;
-      entry.first_split = before + (before > 0 ? cut_rank[before - 1] : 0);
+      entry.first_partial = (before + (before > 0 ? cut_rank[before - 1] : 0)) * rows_per_item;
       entry.num_splits = own > 0 ? own + 1 : 0;
     } else if (r.num_pieces > 1) {
       entry.num_splits = r.num_pieces;
@@ -209,38 +209,35 @@ __global__ void __launch_bounds__(kThreads)
   if (thread == 0) {
     auto* size = reinterpret_cast<mla_plan_size_t*>(items);
     *size = {.num_items = num_items,
+
              .num_split_items = num_split_items,
-             .num_splits = num_cuts + num_split_items,
              .unused = {}};
   }
   if (split_blocks == 0) return;
 
   // 5. Fixed pieces: where each item's partial results begin.
-  int64_t base_splits = 0;
+  int64_t base_rows = 0;
   for (int base = 0; base < b; base += kThreads) {
     const int request = base + thread;
-    int64_t splits = 0;
+    int64_t rows = 0;
     int pieces = 0, count = 0;
     if (request < b) {
       const detail::request_t r(seq_lens, cu_seqlens_q, request, h_q, rows_per_item, item_blocks,
                                 split_blocks);
       pieces = r.num_pieces;
       count = pieces > 1 ? r.num_items : 0;
-      splits = static_cast<int64_t>(count) * pieces;
+      rows = pieces > 1 ? static_cast<int64_t>(r.num_rows) * pieces : 0;
     }
-    const int64_t end = base_splits + detail::block_scan<kThreads>(splits, scratch);
+    const int64_t end = base_rows + detail::block_scan<kThreads>(rows, scratch);
     for (int i = 0; i < count; ++i) {
-      items[1 + first_item[request] + i].first_split =
-          static_cast<int32_t>(end - splits) + i * pieces;
+      items[1 + first_item[request] + i].first_partial =
+          static_cast<int32_t>(end - rows) + i * rows_per_item * pieces;
       items[1 + first_split_item[request] + i].split_item = first_item[request] + i;
     }
     if (thread == kThreads - 1) scratch[0] = end;
     __syncthreads();
-    base_splits = scratch[0];
+    base_rows = scratch[0];
     __syncthreads();
-  }
-  if (thread == 0) {
-    reinterpret_cast<mla_plan_size_t*>(items)->num_splits = static_cast<int32_t>(base_splits);
   }
 }
 

@@ -27,26 +27,27 @@ struct mla_part_t {
 // One row of the tensor `items`, from row 1 on.
 struct mla_item_t {
   int32_t request;
-  int32_t row;          // first query row: token * h_q + head
-  int32_t num_rows;     // at most rows_per_item
-  int32_t seq_len;      // keys of the request
-  int32_t first_bound;  // a causal query of token t sees keys below t + first_bound
-  int32_t first_split;  // where its partial results begin
-  int32_t num_splits;   // 0: whole
-  int32_t split_item;   // not of this item: the item that is the index-th of those split
+  int32_t row;            // first query row: token * h_q + head
+  int32_t num_rows;       // at most rows_per_item
+  int32_t seq_len;        // keys of the request
+  int32_t first_bound;    // a causal query of token t sees keys below t + first_bound
+  int32_t first_partial;  // row of its first partial result; its pieces lie num_rows apart
+  int32_t num_splits;     // 0: whole
+  int32_t split_item;     // not of this item: the item that is the index-th of those split
 };
 
 // Row 0 of the tensor `items`.
 struct mla_plan_size_t {
-  int32_t num_items, num_split_items, num_splits, unused[5];
+  int32_t num_items, num_split_items, unused[6];
 };
 
 static_assert(sizeof(mla_part_t) == 32 && sizeof(mla_item_t) == 32, "rows of 8 int32");
 
-// A piece of an item that one CTA computes: blocks [begin, end); split < 0: the whole item.
+// A piece of an item that one CTA computes: blocks [begin, end); partial: the row where its partial
+// result begins, negative where it is the whole item.
 struct mla_unit_t {
   mla_item_t item;
-  int32_t begin, end, split;
+  int32_t begin, end, partial;
 };
 
 // Walks the units of a part.
@@ -63,11 +64,11 @@ struct mla_work_t {
     unit.begin = block_;
     unit.end = item_ == part_.end_item ? part_.end_block : num_blocks;
     if (part_.split_blocks > 0) unit.end = min(unit.end, block_ + part_.split_blocks);
-    unit.split = -1;
+    unit.partial = -1;
     if (unit.item.num_splits > 0) {
       const int piece =
           part_.split_blocks > 0 ? block_ / part_.split_blocks : (block_ > 0 ? part_.piece : 0);
-      unit.split = unit.item.first_split + piece;
+      unit.partial = unit.item.first_partial + piece * unit.item.num_rows;
     }
     block_ = unit.end;
     if (block_ >= num_blocks) {

@@ -40,8 +40,8 @@ struct mla_decode_args_t {
   const mla_item_t* items;
   T* out;              // [s * h_q, 512]
   float* lse;          // [s * h_q], natural logarithm
-  float* partial_out;  // [num_splits, rows_per_item, 512]
-  float* partial_lse;  // [num_splits, rows_per_item], logarithm to base 2
+  float* partial_out;  // [partial_rows, 512]
+  float* partial_lse;  // [partial_rows], logarithm to base 2
   float scale_log2;    // softmax_scale * log2(e), positive
   int32_t h_q, page_size, num_pages, causal;
 };
@@ -447,7 +447,7 @@ struct Consumer {
       const int local = row + 8 * half;
       if (local >= num_rows) continue;
       const int column = 256 * warpgroup + lane % 4 * 2;
-      if (unit.split < 0) {
+      if (unit.partial < 0) {
         const int64_t at = first_row + local;
         if (warpgroup == 0 && lane % 4 == 0) args.lse[at] = log2_sum[half] * kLn2;
         auto* out = reinterpret_cast<uint32_t*>(args.out + at * 512 + column);
@@ -457,8 +457,7 @@ struct Consumer {
               pack<T>(o[4 * j + 2 * half] * inverse[half], o[4 * j + 2 * half + 1] * inverse[half]);
         }
       } else {
-        const int64_t at =
-            static_cast<int64_t>(unit.split) * gridDim.x * kRows + kRows * blockIdx.x + local;
+        const int64_t at = unit.partial + kRows * static_cast<int>(blockIdx.x) + local;
         if (warpgroup == 0 && lane % 4 == 0) args.partial_lse[at] = log2_sum[half];
         auto* out = reinterpret_cast<float2*>(args.partial_out + at * 512 + column);
 #pragma unroll

@@ -32,8 +32,8 @@
 // cp.async);
 //   the one or two warpgroups behind it (BLOCK_M 64, or 128 and 256) own 64 or 128 rows of the tile
 //   each.
-// Shared memory (Plan): kStages x (A, B, sfa) as the ring; D in pieces of 16 rows, one a warp and
-// 64
+// Shared memory (Plan): kStages x (A, B, sfa, tile) as the ring; D in pieces of 16 rows, one a warp
+// and 64
 //   rows; barriers. A, B and D are swizzled by 128 B and start at multiples of 1024.
 // Protocol: full[s] takes one arrival and the bytes of A, B and sfa (kGather: 128 more arrivals,
 // once a
@@ -101,26 +101,20 @@ __global__ void __launch_bounds__(Config::kThreads, 1)
   }
   ptx::griddepcontrol_launch_dependents();
 
-  const auto walk = [&] {
-    return Walker(args.tiles, num_n, blockIdx.x / Config::kCluster, gridDim.x / Config::kCluster);
-  };
-  tile_t tile;
   if (warpgroup == 0) {
     ptx::setmaxnreg_dec<Config::kProducerRegisters>();
+    const auto walk = [&] {
+      return Walker(args.tiles, num_n, blockIdx.x / Config::kCluster, gridDim.x / Config::kCluster);
+    };
     if constexpr (Config::kGather) {
       ptx::griddepcontrol_wait();
       Walker walker = walk();
-      if (walker.next(tile)) {
-        detail::GatherProducer<Config>{smem, rank, &map_b}.run(walker, tile, args, n, num_blocks);
-      }
+      detail::GatherProducer<Config>{smem, rank, &map_b}.run(walker, args, n, num_blocks);
     } else if (threadIdx.x < 32) {
       using Producer = detail::Producer<Config>;
       if constexpr (!Producer::kKnowsTiles) ptx::griddepcontrol_wait();
       Walker walker = walk();
-      if (walker.next(tile)) {
-        Producer{smem, rank, &map_a, &map_b, &map_sfa}.run(walker, tile, n, num_blocks,
-                                                           threadIdx.x == 0);
-      }
+      Producer{smem, rank, &map_a, &map_b, &map_sfa}.run(walker, n, num_blocks, threadIdx.x == 0);
     }
   } else {
     ptx::setmaxnreg_inc<Config::kConsumerRegisters>();
@@ -135,13 +129,10 @@ __global__ void __launch_bounds__(Config::kThreads, 1)
                                         warpgroup - 1,
                                         static_cast<int>(threadIdx.x / 32 % 4),
                                         lane};
-    Walker walker = walk();
-    if (walker.next(tile)) {
-      if constexpr (Config::kWaves == 1) {
-        self.run_two_banks(walker, tile);
-      } else {
-        self.run_two_waves(walker, tile);
-      }
+    if constexpr (Config::kWaves == 1) {
+      self.run_two_banks();
+    } else {
+      self.run_two_waves();
     }
     // Shared memory must outlive the reads of the stores, and the next kernel must see the writes.
     if (Config::kOutput != gemm_output::fp32 && lane == 0) ptx::bulk_wait_group<0>();

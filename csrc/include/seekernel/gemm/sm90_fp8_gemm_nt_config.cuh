@@ -1,8 +1,9 @@
 // Compile-time choices of sm90_fp8_gemm_nt and its plan of shared memory.
 #pragma once
 
+#include <seekernel/ptx/shared_vector.cuh>
 #include <seekernel/ptx/types.cuh>
-#include <seekernel/scheduler/tile_source.cuh>
+#include <seekernel/scheduler/tiles.cuh>
 
 namespace seekernel {
 
@@ -78,7 +79,8 @@ struct Plan {
   static constexpr uint32_t kB = kA + Config::kStages * kBytesA;
   static constexpr uint32_t kD = kB + Config::kStages * kBytesB;
   static constexpr uint32_t kScaleA = kD + kBytesD;
-  static constexpr uint32_t kFull = kScaleA + Config::kStages * kBytesScaleA;
+  static constexpr uint32_t kTile = kScaleA + Config::kStages * kBytesScaleA;
+  static constexpr uint32_t kFull = kTile + 16 * Config::kStages;
   static constexpr uint32_t kEmpty = kFull + 8 * Config::kStages;
   static constexpr uint32_t kBytes = kEmpty + 8 * Config::kStages;
 };
@@ -92,13 +94,30 @@ struct ring_t {
   }
 };
 
+// The tile of a stage, written by the producer for the consumers: row, rows, n_block, group. No
+// rows mean that there are no tiles any more.
+template <typename Config>
+SEEKERNEL_DEVICE void write_tile(uint32_t smem, uint32_t stage, const tile_t& tile) {
+  ptx::store_shared_b128(smem + Plan<Config>::kTile + 16 * stage,
+                         make_uint4(tile.row, tile.rows, tile.n_block, tile.group));
+}
+
+template <typename Config>
+SEEKERNEL_DEVICE tile_t read_tile(uint32_t smem, uint32_t stage) {
+  const uint4 words = ptx::load_shared_b128(smem + Plan<Config>::kTile + 16 * stage);
+  constexpr bool kBatches =
+      Config::kKind == tile_kind::batched || Config::kKind == tile_kind::masked;
+  const int group = static_cast<int>(words.w);
+  return {static_cast<int>(words.x), static_cast<int>(words.y), static_cast<int>(words.z),
+          kBatches ? group : 0, group};
+}
+
 // Where a CTA stands in a tile of its cluster.
 template <typename Config>
 struct part_t {
   int row, rows, column;  // rows may be 0 or less, and column beyond n: such a part is empty
 
-  template <typename Tile>
-  SEEKERNEL_DEVICE part_t(const Tile& tile, uint32_t rank)
+  SEEKERNEL_DEVICE part_t(const tile_t& tile, uint32_t rank)
       : row(tile.row), rows(tile.rows), column(tile.n_block * Config::BLOCK_N) {
     if constexpr (Config::kMulticast == gemm_multicast::b) {
       row += static_cast<int>(rank) * Config::BLOCK_M;

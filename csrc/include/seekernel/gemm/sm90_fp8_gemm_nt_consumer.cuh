@@ -6,7 +6,6 @@
 #include <seekernel/ptx/mbarrier_remote.cuh>
 #include <seekernel/ptx/shared_memory.cuh>
 #include <seekernel/ptx/wgmma.cuh>
-#include <seekernel/scheduler/tiles.cuh>
 
 namespace seekernel::sm90_fp8_gemm_nt_detail {
 
@@ -42,6 +41,13 @@ struct Consumer {
 
   SEEKERNEL_DEVICE void wait_full(const Ring& slot) const {
     ptx::mbarrier_wait_parity(smem + P::kFull + 8 * slot.stage, slot.parity);
+  }
+
+  // Waits for the first stage of a tile and reads which one it is; false if there is none.
+  SEEKERNEL_DEVICE bool take(tile_t& tile, const Ring& slot) const {
+    wait_full(slot);
+    tile = read_tile<Config>(smem, slot.stage);
+    return tile.rows != 0;
   }
 
   // The scales of this thread's two rows, once the stage is full; `first_row` is the tile's.
@@ -107,15 +113,20 @@ struct Consumer {
 
   // Two banks of partial sums for one product a stage: a stage is multiplied while the one before
   // is promoted, and the first stage of the next tile while the finished tile is stored.
-  template <typename Walker>
-  SEEKERNEL_DEVICE void run_two_banks(Walker& walker, tile_t tile) const {
+  SEEKERNEL_DEVICE void run_two_banks() const {
     float even[kSums], odd[kSums], total[kSums];
     float even_scales[2], odd_scales[2];
     Ring issued, promoted;
-    weight_scales_t weights{scale_row(tile, part_t<Config>(tile, rank), 0), 0.0f};
-    int first_row = part_t<Config>(tile, rank).row;
+    tile_t tile;
+    weight_scales_t weights{};
+    int first_row = 0;
+    const auto open = [&](const tile_t& tile) {
+      const part_t<Config> part(tile, rank);
+      weights.row = scale_row(tile, part, 0);
+      weights.fetch(0, num_blocks);
+      first_row = part.row;
+    };
     const auto start = [&](float (&partial)[kSums], float (&scales)[2]) {
-      wait_full(issued);
       issue(partial, issued, 0);
       load_scales(scales, issued, first_row, 0);
       issued.advance();
@@ -126,20 +137,24 @@ struct Consumer {
       if (block % 32 == 0 && block != 0) weights.fetch(block, num_blocks);
       promote(total, partial, scales, weights.of(block));
     };
-    weights.fetch(0, num_blocks);
+    if (!take(tile, issued)) return;
+    open(tile);
     start(even, even_scales);
     while (true) {
       clear(total);
       int block = 0;
       for (; block + 2 < num_blocks; block += 2) {
+        wait_full(issued);
         start(odd, odd_scales);
         ptx::wgmma_wait_group<1>();
         finish(even, even_scales, block);
+        wait_full(issued);
         start(even, even_scales);
         ptx::wgmma_wait_group<1>();
         finish(odd, odd_scales, block + 1);
       }
       if (block + 1 < num_blocks) {
+        wait_full(issued);
         start(odd, odd_scales);
         ptx::wgmma_wait_group<1>();
         finish(even, even_scales, block);
@@ -150,11 +165,8 @@ struct Consumer {
         finish(even, even_scales, block);
       }
       tile_t next;
-      if (!walker.next(next)) break;
-      const part_t<Config> part(next, rank);
-      weights.row = scale_row(next, part, 0);
-      weights.fetch(0, num_blocks);
-      first_row = part.row;
+      if (!take(next, issued)) break;
+      open(next);
       start(even, even_scales);
       store(total, tile, 0);
       tile = next;
@@ -163,11 +175,10 @@ struct Consumer {
   }
 
   // Two products a stage and one bank: while one warpgroup promotes, the other one multiplies.
-  template <typename Walker>
-  SEEKERNEL_DEVICE void run_two_waves(Walker& walker, tile_t tile) const {
+  SEEKERNEL_DEVICE void run_two_waves() const {
     Ring slot;
     float partial[kSums], first[kSums], second[kSums];
-    do {
+    for (tile_t tile; take(tile, slot);) {
       const part_t<Config> part(tile, rank);
       weight_scales_t weights[2] = {{scale_row(tile, part, 0), 0.0f},
                                     {scale_row(tile, part, 1), 0.0f}};
@@ -201,7 +212,7 @@ struct Consumer {
         store(first, tile, 0);
         store(second, tile, 1);
       }
-    } while (walker.next(tile));
+    }
   }
 
   const sm90_fp8_gemm_nt_args_t& args;

@@ -9,7 +9,6 @@
 #include <seekernel/ptx/mbarrier.cuh>
 #include <seekernel/ptx/tma.cuh>
 #include <seekernel/ptx/tma_3d.cuh>
-#include <seekernel/scheduler/tiles.cuh>
 
 namespace seekernel::sm90_fp8_gemm_nt_detail {
 
@@ -21,8 +20,9 @@ struct Producer {
   static constexpr bool kShareB = Config::kMulticast == gemm_multicast::b;
 
   // Waits until the slot is free, in both CTAs where copies go to both, and says what will come.
-  SEEKERNEL_DEVICE void open(const ring_t<Config::kStages>& slot) const {
+  SEEKERNEL_DEVICE void open(const ring_t<Config::kStages>& slot, const tile_t& tile) const {
     ptx::mbarrier_wait_parity(smem + P::kEmpty + 8 * slot.stage, slot.parity ^ 1);
+    write_tile<Config>(smem, slot.stage, tile);
     ptx::mbarrier_arrive_expect_tx(smem + P::kFull + 8 * slot.stage, P::kBytesStage);
   }
 
@@ -64,32 +64,41 @@ struct Producer {
   }
 
   template <typename Walker>
-  SEEKERNEL_DEVICE void run(Walker& walker, tile_t tile, int n, int num_blocks, bool leader) const {
+  SEEKERNEL_DEVICE void run(Walker& walker, int n, int num_blocks, bool leader) const {
     ring_t<Config::kStages> slot;
+    tile_t tile;
+    bool more = walker.next(tile);
     int ahead = 0;
     if constexpr (kKnowsTiles) {
       // Weights are constants: those of the first stages need not wait for the kernel before.
-      const part_t<Config> part(tile, rank);
-      ahead = min(num_blocks, Config::kStages);
-      ring_t<Config::kStages> early;
-      for (int block = 0; leader && block < ahead; ++block, early.advance()) {
-        open(early);
-        load_b(early, part, tile.group, block, n);
+      if (more) {
+        const part_t<Config> part(tile, rank);
+        ahead = min(num_blocks, Config::kStages);
+        ring_t<Config::kStages> early;
+        for (int block = 0; leader && block < ahead; ++block, early.advance()) {
+          open(early, tile);
+          load_b(early, part, tile.group, block, n);
+        }
       }
       ptx::griddepcontrol_wait();
     }
-    do {
+    for (; more; more = walker.next(tile)) {
       const part_t<Config> part(tile, rank);
       for (int block = 0; leader && block < num_blocks; ++block, slot.advance()) {
         if (block >= ahead) {
-          open(slot);
+          open(slot, tile);
           load_b(slot, part, tile.group, block, n);
         }
         load_a(slot, part, tile.batch, block);
       }
       ahead = 0;
       __syncwarp();
-    } while (walker.next(tile));
+    }
+    if (leader) {
+      ptx::mbarrier_wait_parity(smem + P::kEmpty + 8 * slot.stage, slot.parity ^ 1);
+      write_tile<Config>(smem, slot.stage, {0, 0, 0, 0, 0});
+      ptx::mbarrier_arrive(smem + P::kFull + 8 * slot.stage);
+    }
   }
 
   static constexpr bool kKnowsTiles =
@@ -117,13 +126,13 @@ struct GatherProducer {
   }
 
   template <typename Walker>
-  SEEKERNEL_DEVICE void run(Walker& walker, tile_t tile, const sm90_fp8_gemm_nt_args_t& args, int n,
+  SEEKERNEL_DEVICE void run(Walker& walker, const sm90_fp8_gemm_nt_args_t& args, int n,
                             int num_blocks) const {
     const int thread = threadIdx.x % 128, chunk = thread % 8;
     const Producer<Config> tma{smem, rank, nullptr, map_b, nullptr};
     ring_t<Config::kStages> slot, landed;
     int num_open = 0;
-    do {
+    for (tile_t tile; walker.next(tile);) {
       const part_t<Config> part(tile, rank);
       // Rows beyond the tile repeat its last one: they are multiplied and not stored.
       const auto token = [&](int row) {
@@ -134,10 +143,11 @@ struct GatherProducer {
       for (int i = 0; i < kRowsPerThread; ++i) tokens[i] = token(thread / 8 + 16 * i);
       const int scale_tokens[2] = {token(thread), token(thread + 128)};
       for (int block = 0; block < num_blocks; ++block, slot.advance()) {
-        ptx::mbarrier_wait_parity(smem + P::kEmpty + 8 * slot.stage, slot.parity ^ 1);
         if (thread == 0) {
-          ptx::mbarrier_arrive_expect_tx(smem + P::kFull + 8 * slot.stage, P::kBytesStage);
+          tma.open(slot, tile);
           tma.load_b(slot, part, tile.group, block, n);
+        } else {
+          ptx::mbarrier_wait_parity(smem + P::kEmpty + 8 * slot.stage, slot.parity ^ 1);
         }
         const uint8_t* from = args.a + block * Config::BLOCK_K + chunk * 16;
         const uint32_t to = smem + P::kA + slot.stage * P::kBytesA;
@@ -165,9 +175,15 @@ struct GatherProducer {
           ++num_open;
         }
       }
-    } while (walker.next(tile));
+    }
     ptx::cp_async_wait_group<0>();
     for (; num_open > 0; --num_open, landed.advance()) publish(landed);
+    ptx::mbarrier_wait_parity(smem + P::kEmpty + 8 * slot.stage, slot.parity ^ 1);
+    if (thread == 0) {
+      write_tile<Config>(smem, slot.stage, {0, 0, 0, 0, 0});
+      ptx::mbarrier_arrive(smem + P::kFull + 8 * slot.stage);
+    }
+    ptx::mbarrier_arrive(smem + P::kFull + 8 * slot.stage);
   }
 
   uint32_t smem, rank;

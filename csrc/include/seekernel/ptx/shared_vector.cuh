@@ -14,6 +14,12 @@ SEEKERNEL_DEVICE uint4 load_shared_b128(uint32_t address) {
   return value;
 }
 
+SEEKERNEL_DEVICE void store_shared_b128(uint32_t address, uint4 value) {
+  asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(value.x),
+               "r"(value.y), "r"(value.z), "r"(value.w)
+               : "memory");
+}
+
 SEEKERNEL_DEVICE void store_shared_u16(uint32_t address, uint16_t value) {
   asm volatile("st.shared.u16 [%0], %1;" ::"r"(address), "h"(value) : "memory");
 }
