@@ -20,10 +20,10 @@ _silu_mul_quantize = torch.ops.seekernel.silu_mul_quantize.default
 class NormedRows(NamedTuple):
     """Rows after a norm: as they are, and as e4m3 with a scale per 128 columns where wanted.
 
-    x [m, n] or None; q [m, n] float8_e4m3fn and scale [ceil(n/128), round_up(m, 4)] float32, or None.
+    x [m, n]; q [m, n] float8_e4m3fn and scale [ceil(n/128), round_up(m, 4)] float32, or None.
     """
 
-    x: Tensor | None
+    x: Tensor
     q: Tensor | None = None
     scale: Tensor | None = None
 
@@ -98,7 +98,7 @@ def add_rms_norm_quantize(
         x: [m, n] or None.  residual: [m, n] float32 or bfloat16.  weight: [n].  eps: as in rms_norm.
         quantize: whether q and scale are wanted, where out is not given.
         token_ids: [m] int64 and embedding: [vocabulary, n] float32 or bfloat16, or neither.
-        out: x, or q and scale, may be None; allocated when not given.
+        out: q and scale may be None; allocated when not given.
         On a CUDA device all but weight are bfloat16, n is a multiple of 8 up to 32768 and rows
         start at multiples of 16 bytes.
     Returns: out.
