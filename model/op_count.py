@@ -18,8 +18,7 @@ from seekernel.model.weights import DummySource
 
 # torch ops that only make or view memory: none of them is a launch.
 _NO_WORK = frozenset(
-    "empty empty_like empty_strided new_empty view slice select transpose t unsqueeze squeeze split detach "
-    "_unsafe_view as_strided expand permute alias reshape unbind view_as".split()
+    ["empty", "empty_like", "empty_strided", "new_empty", "view", "slice", "select", "transpose", "t", "unsqueeze", "squeeze", "split", "detach", "_unsafe_view", "as_strided", "expand", "permute", "alias", "reshape", "unbind", "view_as"]
 )  # fmt: skip
 
 
