@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from click.testing import CliRunner
+import pytest
 
-from seekernel.cli.main import main
+from seekernel.cli.main import run
 from seekernel.engine.checkpoint import resolve_model_dir
 from seekernel.model import ModelConfig
 from seekernel.model.op_count import layer_ops
@@ -29,7 +29,6 @@ def test_layer_ops() -> None:
     assert sum(counts["moe"].values()) == 15
 
 
-def test_info_layer() -> None:
-    result = CliRunner().invoke(main, ["info", "--layer"])
-    assert result.exit_code == 0, result.output
-    assert "15 calls: " in result.output
+def test_info_layer(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["info", "--layer"]) == 0
+    assert "15 calls: " in capsys.readouterr().out
