@@ -120,7 +120,13 @@ class Build(BuildExtension):
                 return target
         target.parent.mkdir(parents=True, exist_ok=True)
         flags = ["-std=c++20", "-O3", "-lineinfo", "-Werror", "all-warnings", "-DUSE_CUDA"]
-        flags += [COMMON_FLAGS[0], CUDA_ARCH, "-Xcompiler", "-fPIC,-fvisibility=hidden"]
+        flags += [
+            COMMON_FLAGS[0],
+            CUDA_ARCH,
+            "--expt-relaxed-constexpr",
+            "-Xcompiler",
+            "-fPIC,-fvisibility=hidden",
+        ]
         folders = ["csrc/include", *self.extensions[0].include_dirs]
         command = [nvcc, *flags, *(f"-I{os.path.relpath(path, ROOT)}" for path in folders)]
         # Relative to ROOT, because nvcc splits what it hands on at the spaces and commas of a path.

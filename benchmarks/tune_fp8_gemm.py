@@ -33,9 +33,11 @@ DENSE_KIND, OFFSETS_KIND, TILE_MAP_KIND = 0, 2, 5
 NUM_EXPERTS = 32
 SHARED_BYTES = 232448
 TILES = (
-    (64, 64, 0), (64, 128, 0), (128, 64, 0), (128, 128, 0), (128, 128, 1), (128, 128, 2),
-    (256, 128, 0), (256, 128, 1), (256, 128, 2),
+    (64, 64, 0, False), (64, 128, 0, False), (128, 64, 0, False), (128, 128, 0, False),
+    (128, 128, 1, False), (128, 128, 2, False), (256, 128, 0, False), (256, 128, 1, False),
+    (256, 128, 2, False), (64, 128, 0, True), (64, 128, 1, True), (64, 128, 2, True),
 )  # fmt: skip
+"""BLOCK_M, BLOCK_N, multicast, ping-pong."""
 
 
 class Memory:
@@ -69,15 +71,27 @@ class Problem:
     offsets: Tensor | None
     row_token: Tensor
 
-    def config(self, block_m: int, block_n: int, multicast: int) -> _jit.GemmConfig | None:
+    def config(
+        self, block_m: int, block_n: int, multicast: int, ping_pong: bool
+    ) -> _jit.GemmConfig | None:
         """With as many stages as fit, or None where the kernel does not have it."""
         if self.output == 2 and (block_n != 128 or block_m > 128):
+            return None
+        if ping_pong and (self.output == 2 or self.gather):
             return None
         if self.gather and multicast == 1:
             return None
         for stages in range(8, 2, -1):
             config = _jit.GemmConfig(
-                False, block_m, block_n, stages, multicast, self.kind, self.output, self.gather
+                False,
+                block_m,
+                block_n,
+                stages,
+                multicast,
+                self.kind,
+                self.output,
+                self.gather,
+                ping_pong,
             )
             if _jit.gemm_resources(config, self.k)[1] <= SHARED_BYTES:
                 return config
@@ -236,7 +250,7 @@ def run(name: str, m: int, make: Callable[[], Problem], table: Table, num_sms: i
     best = min(t.median_us for t in times.values())
     for config in sorted(calls, key=lambda c: times[repr(c)].median_us):
         t = times[repr(config)]
-        tile = f"{config.block_m}x{config.block_n}x{config.num_stages} multicast {config.multicast}"
+        tile = f"{config.block_m}x{config.block_n}x{config.num_stages} multicast {config.multicast}{' ping-pong' * config.ping_pong}"
         mark = "chosen" if config == chosen else ""
         table.add(name, first.rows, tile, str(t), flops / t.median_us / 1e6,
                   num_bytes / t.median_us / 1e3, best / t.median_us, mark)  # fmt: skip

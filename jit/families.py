@@ -31,6 +31,7 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
                 "kOutput",
                 "kMulticast",
                 "kGather",
+                "kPingPong",
             ),
         ),
     }

@@ -34,20 +34,21 @@ class Config:
     output: str = "bf16"
     multicast: int = 0
     gather: bool = False
+    ping_pong: bool = False
 
     def kernel(
         self, kind: str, edits: Mapping[str, Sequence[tuple[str, str]]] | None = None
     ) -> BuiltKernel:
         """Compile it for sizes known at run time."""
         values = (0, 0, self.block_m, self.block_n, self.stages, KINDS[kind],
-                  OUTPUTS[self.output][0], self.multicast, int(self.gather))  # fmt: skip
+                  OUTPUTS[self.output][0], self.multicast, int(self.gather), int(self.ping_pong))  # fmt: skip
         text = ", ".join(map(str, values))
         return build(HEADER, f"sm90_fp8_gemm_nt<sm90_fp8_gemm_nt_config<{text}>>", edits=edits)
 
     @property
     def threads(self) -> int:
         """Of a CTA."""
-        return 256 if self.block_m == 64 else 384
+        return 256 if self.block_m == 64 and not self.ping_pong else 384
 
     @property
     def cluster(self) -> int:
@@ -61,7 +62,8 @@ class Config:
         scales = {64: 384, 128: 640, 256: 1280}[self.block_m]
         stage = 128 * (self.block_m + self.block_n * (2 if swiglu else 1)) + scales + 32
         row = {"bf16": 2 * self.block_n, "fp32": 0, "swiglu": 128}[self.output]
-        return self.stages * stage + self.block_m * row
+        copies = 2 if self.ping_pong else 1
+        return self.stages * stage + self.block_m * row * copies + 16 * self.ping_pong
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,7 @@ class Problem:
         num_ctas: the grid: fewer than tiles, so that CTAs take several.
         weighted: multiply rows by a weight.
         spread: exponents of ten by which the scales of K blocks differ, up and down.
+        hostile: scales of 1e-6 to 1e4 drawn for every row and block instead.
     """
 
     source: Source
@@ -83,11 +86,12 @@ class Problem:
     num_ctas: int = 2
     weighted: bool = False
     spread: int = 2
+    hostile: bool = False
 
     def __str__(self) -> str:
         c = self.config
         return (f"{self.source.kind}-n{self.n}-k{self.k}-{c.block_m}x{c.block_n}x{c.stages}-{c.output}"
-                f"-multicast{c.multicast}{'-gather' * c.gather}")  # fmt: skip
+                f"-multicast{c.multicast}{'-gather' * c.gather}{'-ping-pong' * c.ping_pong}")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -151,6 +155,11 @@ def make_operands(problem: Problem) -> Operands:
         alive = np.ones((1, tokens), bool)
     exact_a = rng.standard_normal((batches * tokens, k)) * spread
     a, scale_a, real_a = quantize(exact_a.astype(np.float32), 1)
+    if problem.hostile:
+        new = (10.0 ** rng.uniform(-6, 4, scale_a.shape)).astype(np.float32)
+        real_a *= (new.astype(np.float64) / scale_a).repeat(128, axis=1)
+        exact_a = real_a
+        scale_a = new
     dead = ~alive.reshape(-1)
     a[dead] = np.float32(np.nan)
     scale_a[dead] = np.nan
@@ -183,8 +192,14 @@ class Result:
     raw_sfd: Array
 
 
-def launch(device: Device, problem: Problem, kernel: BuiltKernel, x: Operands) -> Result:
-    """Run the kernel; D has GUARD_ROWS rows and 16 columns around it filled with PATTERN."""
+def launch(
+    device: Device, problem: Problem, kernel: BuiltKernel, x: Operands, times: int = 1
+) -> Result:
+    """Run the kernel; D has GUARD_ROWS rows and 16 columns around it filled with PATTERN.
+
+    Args:
+        times: launches one after the other, each allowed to start before the last one's end.
+    """
     source, config, n, k = problem.source, problem.config, problem.n, problem.k
     element = OUTPUTS[config.output][1]
     columns = n // 2 if config.output == "swiglu" else n
@@ -237,29 +252,38 @@ def launch(device: Device, problem: Problem, kernel: BuiltKernel, x: Operands) -
         sfd_stride, buffer(x.row_weight).address if problem.weighted else 0,
         buffer(x.row_token).address, a.address, k, sfa.address, sfa_stride, n, k,
     )  # fmt: skip
-    device.launch(
-        kernel.on(device),
-        grid=(problem.num_ctas,),
-        block=(config.threads,),
-        args=(
-            *(m if isinstance(m, bytes) else encode_tensor_map(device, m) for m in encoded),
-            args,
-        ),
-        cluster=(config.cluster,),
-        shared_bytes=config.shared_bytes,
-        pdl=True,
-    )
+    function = kernel.on(device)
+    packed = [m if isinstance(m, bytes) else encode_tensor_map(device, m) for m in encoded]
+    for _ in range(times):
+        device.launch(
+            function,
+            grid=(problem.num_ctas,),
+            block=(config.threads,),
+            args=(*packed, args),
+            cluster=(config.cluster,),
+            shared_bytes=config.shared_bytes,
+            pdl=True,
+        )
     out = d.numpy()
     scales = sfd.numpy()
     return Result(out.view(element)[:, :, :columns], scales.view(np.float32), out, scales)
 
 
-def expected(problem: Problem, x: Operands, exact: bool = False) -> tuple[Array, Array]:
-    """D in float64 (of the unquantised operands if `exact`) and which of its rows are written."""
+def expected(
+    problem: Problem, x: Operands, exact: bool = False, magnitude: bool = False
+) -> tuple[Array, Array]:
+    """D in float64 and which of its rows are written.
+
+    Args:
+        exact: of the operands before they were quantised.
+        magnitude: of their absolute values, which bounds what rounding may do to a sum.
+    """
     batches, rows = x.a.shape[0], x.row_token.shape[0]
     want = np.zeros((batches, rows, problem.n))
     written = np.zeros((batches, rows), bool)
     real_a, real_b = (x.exact_a, x.exact_b) if exact else (x.real_a, x.real_b)
+    if magnitude:
+        real_a, real_b = np.abs(real_a), np.abs(real_b)
     for row, count, batch, group in problem.source.row_blocks(128):
         at = np.arange(row, row + count)
         from_rows = x.row_token[at] if problem.config.gather else at
@@ -270,8 +294,12 @@ def expected(problem: Problem, x: Operands, exact: bool = False) -> tuple[Array,
     return want, written
 
 
-def check(problem: Problem, x: Operands, result: Result) -> None:
-    """Right numbers where there are rows, PATTERN everywhere else."""
+def check(problem: Problem, x: Operands, result: Result, short_sums: bool = False) -> None:
+    """Right numbers where there are rows, PATTERN everywhere else.
+
+    Args:
+        short_sums: the tensor cores kept 14 bits of a sum, as a chip's do; else fp32.
+    """
     want, written = expected(problem, x)
     columns = result.d.shape[2]
     body = columns * result.d.dtype.itemsize
@@ -279,23 +307,31 @@ def check(problem: Problem, x: Operands, result: Result) -> None:
     assert (result.raw_d[~written] == PATTERN).all(), "wrote rows that belong to nobody"
     got = result.d.astype(np.float64)[written]
     if problem.config.output == "swiglu":
-        check_swiglu(want, written, got, result)
+        check_swiglu(want, written, got, result, short_sums)
         return
     assert np.isfinite(got).all(), "something dead leaked into the result"
     if not got.size:
         return
     want = want[written]
-    limit = 1e-5 if problem.config.output == "fp32" else 2.0**-8
-    error = np.abs(got - want).max() / np.abs(want).max()
-    assert error < limit, f"largest error {error:.2e} of the largest value"
-    if got.size < 1000:
-        return  # too few numbers for a mean error
+    rounding = 0.0 if problem.config.output == "fp32" else 2.0**-8
+    # A K block is four sums of 32 products, each cut off below 2^-13 of its largest product.
+    sums = 2.0**-11 if short_sums else 1e-5
+    allowed = rounding * np.abs(want) + sums * expected(problem, x, magnitude=True)[0][written]
+    excess = (np.abs(got - want) / allowed).max()
+    assert excess < 1, f"an error of {excess:.2f} times what rounding allows"
+    if problem.config.output == "fp32":
+        error = np.abs(got - want).max() / np.abs(want).max()
+        assert error < (1e-3 if short_sums else 1e-5), (
+            f"largest error {error:.2e} of the largest value"
+        )
+    if got.size < 1000 or problem.hostile:
+        return  # too few numbers for a mean error, or nothing was quantised
     exact = expected(problem, x, exact=True)[0][written]
     diff = 1 - 2 * (got * exact).sum() / (got**2 + exact**2).sum()
     assert diff < 1e-3, f"calc_diff {diff:.2e}"
 
 
-def check_swiglu(want: Array, written: Array, got: Array, result: Result) -> None:
+def check_swiglu(want: Array, written: Array, got: Array, result: Result, short_sums: bool) -> None:
     """Scales as the quantiser would make them, codes right but for ties that rounding breaks."""
     gate, up = np.split(want, 2, axis=-1)
     h = (gate / (1 + np.exp(-gate)) * up)[0]
@@ -306,9 +342,13 @@ def check_swiglu(want: Array, written: Array, got: Array, result: Result) -> Non
     assert untouched[:, : h.shape[0]][:, ~written[0]].all(), "wrote scales that belong to nobody"
     assert untouched[:, h.shape[0] :].all(), "wrote scales beyond the rows"
     got_scale, scale, blocks = got_scale[written[0]], scale[written[0]], blocks[written[0]]
-    assert np.allclose(got_scale, scale, rtol=3e-5, atol=0), "scales differ"
+    assert np.allclose(got_scale, scale, rtol=1e-2 if short_sums else 3e-5, atol=0), "scales differ"
     codes = (blocks / got_scale[:, :, None]).clip(-448, 448).astype(np.float32).astype(E4M3)
     same = codes.astype(np.float64).reshape(got.shape) == got
-    assert same.mean() > 0.998, f"{(~same).mean():.2e} of the codes differ"
+    assert same.mean() > (0.95 if short_sums else 0.998), (
+        f"{(~same).mean():.2e} of the codes differ"
+    )
+    # Half a step of e4m3, 2^-4 of the value or half a subnormal, and what the sums were off.
+    value = np.abs(blocks / got_scale[:, :, None])
     off = np.abs(blocks / got_scale[:, :, None] - got.reshape(blocks.shape))
-    assert (off <= np.maximum(np.abs(blocks / got_scale[:, :, None]) / 15, 2.0**-9)).all()
+    assert (off <= value / 15 + 2.0**-9 + (2.0 if short_sums else 0.0)).all()

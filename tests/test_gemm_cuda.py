@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path as FilePath
 
 import pytest
@@ -157,3 +157,161 @@ def test_empty_and_rejects() -> None:
         torch.ops.seekernel.fp8_gemm_nt(
             a, None, b, b_scale, a.new_empty(4, 64, dtype=torch.bfloat16)
         )
+
+
+# ---- batched and grouped ----
+
+
+def both_paths(monkeypatch: pytest.MonkeyPatch, call: Callable[[], Tensor]) -> Tensor:
+    """The result, the same bits by kernels of run time and of build time, and on a second run."""
+    results = []
+    for enabled in ("1", "0"):
+        monkeypatch.setenv("TRTLLM_DG_ENABLED", enabled)
+        paths.reset()
+        results += [call().clone(), call().clone()]
+        want = Path.JIT if enabled == "1" else Path.AOT
+        assert {choice.path for choice in paths.choices()} == {want}
+    for other in results[1:]:
+        assert torch.equal(other.view(torch.uint8), results[0].view(torch.uint8))
+    return results[0]
+
+
+def counts_of(case: str) -> list[int]:
+    cases = {
+        "few": [1, 0, 7, 8, 9],
+        "edges": [31, 32, 33, 63, 64, 65, 127, 128, 129, 200],
+        "hot": [0, 0, 300, 0],
+        "none": [0, 0],
+        "256 experts": [i % 5 for i in range(256)],
+    }
+    return cases[case]
+
+
+@pytest.mark.parametrize("layout", ["offsets", "offsets64", "tile_map", "contiguous", "masked"])
+@pytest.mark.parametrize("case", ["few", "edges", "hot", "none", "256 experts"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_grouped(
+    layout: str, case: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts, n, k = counts_of(case), 264, 512
+    g, size = len(counts), max(max(counts_of(case)), 1)
+    weights = make_weights(FP8, g, n, k)
+    assert weights.scale is not None
+    step = {"contiguous": 128, "masked": size}.get(layout, 1)
+    starts, row = [], 0
+    for count in counts:
+        starts.append(row)
+        row += size if layout == "masked" else -(-count // step) * step
+    rows = row + (0 if layout == "masked" else 5)
+    x = randn(rows, k)
+    live = torch.zeros(rows, dtype=torch.bool)
+    indices = torch.full((rows,), -1, dtype=torch.int32)
+    for i, count in enumerate(counts):
+        live[starts[i] : starts[i] + count] = True
+        indices[starts[i] : starts[i] + count] = i
+    tile_map = None
+    if layout == "masked":
+        pairs = [reference.quantize_fp8_1x128(part) for part in x.view(g, size, k)]
+        a = torch.stack([q.view(torch.uint8) for q, _ in pairs])
+        a[~live.view(g, size)] = 0x7F
+        a, a_scale = a.view(FP8), torch.stack([scale for _, scale in pairs])
+        groups, kind = torch.tensor(counts, dtype=torch.int32), "masked"
+        out_shape: tuple[int, ...] = (g, size, n)
+    else:
+        a, a_scale = reference.quantize_fp8_1x128(x)
+        a.view(torch.uint8)[~live] = 0x7F
+        offsets = torch.tensor([*starts, starts[-1] + counts[-1]])
+        groups = offsets if layout == "offsets64" else offsets.to(torch.int32)
+        kind, out_shape = "offsets", (rows, n)
+        if layout == "contiguous":
+            groups, kind = indices, "contiguous"
+        if layout == "tile_map":
+            tiles = [
+                (i, starts[i] + r, min(64, count - r), 0)
+                for i, count in enumerate(counts)
+                for r in range(0, count, 64)
+            ]
+            padded = torch.tensor([*tiles, (0, 0, 0, 0)], dtype=torch.int32)
+            tile_map = (padded.cuda(), torch.tensor([len(tiles)], dtype=torch.int32).cuda())
+    want = reference.fp8_grouped_gemm_nt(
+        a, a_scale, weights.values, weights.scale, groups, layout=kind
+    )
+    operands = [t.cuda() for t in (a, a_scale, weights.values, weights.scale, groups)]
+
+    def call() -> Tensor:
+        out = torch.full(out_shape, 77.0, dtype=dtype, device="cuda")
+        return ops.fp8_grouped_gemm_nt(*operands, out, layout=kind, tile_map=tile_map)
+
+    got = both_paths(monkeypatch, call).cpu().reshape(-1, n)
+    want = want.reshape(-1, n)
+    assert (got[~live] == 77).all(), "wrote rows of nobody"
+    if live.any():
+        assert_close(got[live], want[live])
+
+
+@pytest.mark.parametrize("gather", [False, True])
+@pytest.mark.parametrize("case", ["few", "edges", "256 experts"])
+def test_swiglu(case: str, gather: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    counts, n, k = counts_of(case), 256, 512
+    total = sum(counts)
+    weights = make_weights(FP8, len(counts), 2 * n, k, halves=2)
+    assert weights.scale is not None
+    a, a_scale = reference.quantize_fp8_1x128(randn(total, k))
+    offsets = torch.tensor([0, *counts]).cumsum(0).to(torch.int32)
+    token = torch.randperm(total).to(torch.int32) if gather else None
+    arguments = (a, a_scale, weights.values, weights.scale, offsets, token)
+    want = reference.fp8_grouped_gemm_swiglu_nt(*arguments)
+    on_gpu = [None if t is None else t.cuda() for t in arguments]
+    scale = torch.empty(n // 128, -(-total // 4) * 4, device="cuda")
+
+    def call() -> Tensor:
+        out = torch.zeros(total, n, dtype=torch.uint8, device="cuda").view(FP8)
+        return ops.fp8_grouped_gemm_swiglu_nt(*on_gpu, out, out_scale=scale)  # type: ignore[arg-type]
+
+    got = both_paths(monkeypatch, call).cpu().double()
+    per_value = scale[:, :total].t().cpu().double().repeat_interleave(128, 1)
+    amax = want.view(total, -1, 128).abs().amax(-1).clamp(min=1e-4) / 448
+    torch.testing.assert_close(scale[:, :total].t().cpu().double(), amax, rtol=2e-3, atol=0)
+    error = (got * per_value - want).abs()
+    assert (error <= want.abs() / 14 + amax.repeat_interleave(128, 1) * 2.0**-6 * 1.1).all()
+
+
+@pytest.mark.parametrize(("m", "n", "k"), [(1, 512, 128), (33, 128, 512), (130, 136, 256)])
+def test_batched(m: int, n: int, k: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    h = 5
+    weights = make_weights(FP8, h, n, k)
+    assert weights.scale is not None
+    pairs = [reference.quantize_fp8_1x128(randn(m, k, seed=i)) for i in range(h)]
+    a = torch.stack([q.view(torch.uint8) for q, _ in pairs]).view(FP8)
+    a_scale = torch.stack([scale for _, scale in pairs])
+    arguments = (a, a_scale, weights.values, weights.scale)
+    want = reference.fp8_bmm_nt(*arguments)
+    on_gpu = [t.cuda() for t in arguments]
+    # Operands and result as heads of [m, h, .] tokens.
+    on_gpu[0] = on_gpu[0].transpose(0, 1).contiguous().transpose(0, 1)
+
+    def call() -> Tensor:
+        out = torch.zeros(m, h, n, dtype=torch.bfloat16, device="cuda").transpose(0, 1)
+        return ops.fp8_bmm_nt(*on_gpu, out=out)
+
+    assert_close(both_paths(monkeypatch, lambda: call().contiguous()).cpu(), want)
+    x, w = randn(m, h, k).bfloat16(), randn(h, n, k).bfloat16()
+    out = torch.full((m + 1, h, n + 8), 77.0, dtype=torch.bfloat16, device="cuda")
+    target = out[:m, :, :n].transpose(0, 1)
+    ops.bmm_nt(x.cuda().transpose(0, 1), w.cuda(), target)
+    assert_close(target.cpu(), reference.bmm_nt(x.transpose(0, 1), w))
+    assert (out[m] == 77).all()
+    assert (out[:, :, n:] == 77).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(("m", "k"), [(1, 128), (3, 300), (130, 7168), (5, 1030)])
+def test_quantisers(m: int, k: int, dtype: torch.dtype) -> None:
+    x = randn(m, k).to(dtype)
+    for name in ("quantize_fp8_1x128", "quantize_fp8_128x128", "quantize_int4_g128"):
+        got = getattr(ops, name)(x.cuda())
+        for mine, right in zip(got, getattr(reference, name)(x), strict=True):
+            assert torch.equal(mine.cpu().view(torch.uint8), right.view(torch.uint8)), name
+    q, scale = reference.quantize_fp8_128x128(x)
+    got = ops.dequantize_fp8_128x128(q.cuda(), scale.cuda(), dtype)
+    assert torch.equal(got.cpu(), ops.dequantize_fp8_128x128(q, scale, dtype))

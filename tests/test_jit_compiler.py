@@ -35,6 +35,7 @@ GEMM_CONFIGS = [
     _jit.GemmConfig(False, 128, 32, 3, multicast=2),
     _jit.GemmConfig(False, 128, 128, 5, multicast=1),
     _jit.GemmConfig(False, 256, 128, 3, kind=5),
+    _jit.GemmConfig(False, 64, 128, 6, ping_pong=True),
     _jit.GemmConfig(False, 128, 128, 4, kind=5, output=2, gather=True),
 ]
 
@@ -68,7 +69,7 @@ def test_local_memory_is_a_build_error(compiler: Compiler) -> None:
 
 
 def test_spills_are_a_build_error(compiler: Compiler) -> None:
-    spec = kernel_spec("sm90_fp8_gemm_nt", (0, 0, 128, 128, 5, 0, 0, 0, 0))
+    spec = kernel_spec("sm90_fp8_gemm_nt", (0, 0, 128, 128, 5, 0, 0, 0, 0, 0))
     headers = dict(reached_headers(spec.source(), installed_headers()))
     config = "seekernel/gemm/sm90_fp8_gemm_nt_config.cuh"
     assert "? 224 : 232" in headers[config]
@@ -79,7 +80,7 @@ def test_spills_are_a_build_error(compiler: Compiler) -> None:
 
 def test_serialised_wgmma_is_a_build_error(compiler: Compiler) -> None:
     """Reading the sums of a product that is still in flight makes ptxas wait for each one."""
-    spec = kernel_spec("sm90_fp8_gemm_nt", (0, 0, 128, 128, 5, 0, 0, 0, 0))
+    spec = kernel_spec("sm90_fp8_gemm_nt", (0, 0, 128, 128, 5, 0, 0, 0, 0, 0))
     headers = dict(reached_headers(spec.source(), installed_headers()))
     commit = "    ptx::wgmma_commit_group();\n"
     consumer = "seekernel/gemm/sm90_fp8_gemm_nt_consumer.cuh"
@@ -121,7 +122,7 @@ def test_gemm_compiles_clean_and_the_host_knows_its_shared_memory(
 
 
 def test_gemm_by_nvcc_compiles_clean() -> None:
-    spec = kernel_spec("sm90_fp8_gemm_nt", (2112, 7168, 128, 64, 4, 0, 0, 0, 0))
+    spec = kernel_spec("sm90_fp8_gemm_nt", (2112, 7168, 128, 64, 4, 0, 0, 0, 0, 0))
     compile_kernel(spec, nvcc_or_skip(), reached_headers(spec.source(), installed_headers()))
 
 

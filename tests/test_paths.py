@@ -205,6 +205,121 @@ def test_rejects_in_the_words_of_the_cpu_op(
             run(*wrong[:4], out=wrong[4])
 
 
+# ---- batched and grouped: every form launches, and the reference answers where no kernel can ----
+
+
+def stacks(fp8_out: bool = False) -> dict[str, Tensor]:
+    """Operands of three groups; masked ones as stacks of eight rows."""
+    weights = make_weights(FP8, 3, 256, 256, halves=2 if fp8_out else 1)
+    assert weights.scale is not None
+    pairs = [reference.quantize_fp8_1x128(randn(8, 256, seed=i)) for i in range(3)]
+    return {
+        "a": torch.cat([q.view(torch.uint8) for q, _ in pairs]).view(FP8),
+        "a_scale": torch.cat([scale for _, scale in pairs], 1),
+        "stack": torch.stack([q.view(torch.uint8) for q, _ in pairs]).view(FP8),
+        "stack_scale": torch.stack([scale for _, scale in pairs]),
+        "b": weights.values,
+        "b_scale": weights.scale,
+        "offsets": torch.tensor([0, 3, 3, 20], dtype=torch.int32),
+        "m_indices": torch.tensor([0] * 8 + [-1] * 8 + [2] * 8, dtype=torch.int32),
+        "masked_m": torch.tensor([3, 0, 8], dtype=torch.int32),
+    }
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("layout", ["offsets", "contiguous", "masked", "tile_map"])
+@pytest.mark.parametrize("capability", [(9, 0), (8, 0)])
+def test_grouped(
+    hopper: None,
+    monkeypatch: pytest.MonkeyPatch,
+    capability: tuple[int, int],
+    layout: str,
+    dtype: torch.dtype,
+) -> None:
+    monkeypatch.setattr(paths, "capability", lambda device: capability)
+    x = stacks()
+    masked = layout == "masked"
+    a, a_scale = (x["stack"], x["stack_scale"]) if masked else (x["a"], x["a_scale"])
+    names = {"offsets": "offsets", "contiguous": "m_indices", "masked": "masked_m"}
+    groups, kind = x[names.get(layout, "offsets")], layout if layout in names else "offsets"
+    mapped: tuple[Tensor | None, Tensor | None] = (None, None)
+    if layout == "tile_map":
+        mapped = (torch.zeros(4, 4, dtype=torch.int32), torch.ones(1, dtype=torch.int32))
+    out = torch.full((*a.shape[:-1], 256), 77.0, dtype=dtype)
+    before = _jit.last_launch()["num_launches"]
+    _gemm_cuda.fp8_grouped_gemm_nt(
+        0,
+        tuple(x["b"].shape),
+        a,
+        a_scale,
+        x["b"],
+        x["b_scale"],
+        groups,
+        out,
+        kind,
+        *mapped,
+        None,
+        0,
+    )
+    launched = _jit.last_launch()["num_launches"] - before
+    if capability == (9, 0):
+        assert launched == 1
+        assert (out == 77).all()
+        return
+    assert launched == 0
+    want = reference.fp8_grouped_gemm_nt(a, a_scale, x["b"], x["b_scale"], groups, layout=kind)
+    live = (want != 0).any(-1)
+    torch.testing.assert_close(out[live].double(), want[live], rtol=1e-2, atol=1e-2)
+    assert (out[~live] == 77).all()
+
+
+@pytest.mark.parametrize("gather", [False, True])
+@pytest.mark.parametrize("capability", [(9, 0), (8, 0)])
+def test_swiglu(
+    hopper: None, monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], gather: bool
+) -> None:
+    monkeypatch.setattr(paths, "capability", lambda device: capability)
+    x = stacks(fp8_out=True)
+    token = torch.arange(23, -1, -1, dtype=torch.int32) if gather else None
+    out = torch.zeros(24, 128, dtype=torch.uint8).view(FP8)
+    scale = torch.zeros(1, 24)
+    before = _jit.last_launch()["num_launches"]
+    _gemm_cuda.fp8_grouped_gemm_swiglu_nt(
+        0, tuple(x["b"].shape), x["a"], x["a_scale"], x["b"], x["b_scale"], x["offsets"], token, out,
+        scale, None, None, 0,
+    )  # fmt: skip
+    launched = _jit.last_launch()["num_launches"] - before
+    assert launched == (capability == (9, 0))
+    if launched:
+        return
+    want = reference.fp8_grouped_gemm_swiglu_nt(
+        x["a"], x["a_scale"], x["b"], x["b_scale"], x["offsets"], token
+    )
+    got = out[:20].double() * scale[0, :20, None].double()
+    assert ((got - want[:20]).abs() <= want[:20].abs() / 14 + want.abs().max() / 1000).all()
+    assert not out[20:].view(torch.uint8).any()
+
+
+@pytest.mark.parametrize("capability", [(9, 0), (8, 0)])
+def test_batched(
+    hopper: None, monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int]
+) -> None:
+    monkeypatch.setattr(paths, "capability", lambda device: capability)
+    x = stacks()
+    out = torch.empty(3, 8, 256, dtype=torch.bfloat16)
+    arguments = (x["stack"], x["stack_scale"], x["b"], x["b_scale"])
+    before = _jit.last_launch()["num_launches"]
+    _gemm_cuda.fp8_bmm_nt(0, tuple(x["b"].shape), *arguments, out)
+    assert _jit.last_launch()["num_launches"] - before == (capability == (9, 0))
+    if capability == (8, 0):
+        want = reference.fp8_bmm_nt(*arguments)
+        torch.testing.assert_close(out.double(), want, rtol=1e-2, atol=1e-2)
+        a, b = randn(2, 3, 24).bfloat16(), randn(2, 5, 24).bfloat16()
+        plain = torch.empty(2, 3, 5)
+        _gemm_cuda.bmm_nt(0, tuple(b.shape), a, b, plain)
+        torch.testing.assert_close(plain.double(), reference.bmm_nt(a, b), rtol=1e-5, atol=1e-5)
+
+
 def test_a_resolver_that_is_there_is_kept() -> None:
     _jit.set_resolver(lambda family, values: (b"", ""))
     native.install_once()

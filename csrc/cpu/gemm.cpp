@@ -1,5 +1,6 @@
 // CPU boundary of the GEMM ops: checks, then tasks (rows of a group x slab of weight rows) handed
 // out to threads. One engine serves them all; they differ in how rows fall into groups.
+#include <algorithm>
 #include <cstdlib>
 #include <memory>
 #include <new>
@@ -54,15 +55,16 @@ struct Segment {
   int64_t group, row_begin, row_end;
 };
 
-// How rows fall into groups: equal runs (rows_per_group), or at offsets when those are given.
-struct Groups {
-  int64_t num_groups;
-  int64_t rows_per_group;
-  const int32_t* offsets;
-  int64_t begin(int64_t group) const {
-    return offsets != nullptr ? offsets[group] : group * rows_per_group;
+// How rows fall into groups: runs of rows of one group each, ascending, perhaps with gaps.
+using Runs = std::vector<Segment>;
+
+Runs equal_runs(int64_t num_groups, int64_t rows_per_group) {
+  Runs runs;
+  for (int64_t g = 0; g < num_groups; ++g) {
+    runs.push_back({g, g * rows_per_group, (g + 1) * rows_per_group});
   }
-};
+  return runs;
+}
 
 void run_pass(GemmArgs& args, const std::vector<Segment>& segments, int64_t row_begin,
               int64_t row_end) {
@@ -71,11 +73,22 @@ void run_pass(GemmArgs& args, const std::vector<Segment>& segments, int64_t row_
   args.packed_begin = row_begin;
   args.packed = packed_buffer.get(rows * args.stride_packed);
   const bool is_small = rows * args.stride_packed <= kInlineProducts;
-  parallel_chunks(rows, is_small ? rows : kRowsPerPackChunk, [&](int64_t begin, int64_t end) {
-    gemm.pack(args, row_begin + begin, row_begin + end);
-  });
-
   const int64_t num_segments = static_cast<int64_t>(segments.size());
+  int64_t live_rows = 0;
+  for (const Segment& segment : segments) live_rows += segment.row_end - segment.row_begin;
+  if (live_rows == rows) {
+    parallel_chunks(rows, is_small ? rows : kRowsPerPackChunk, [&](int64_t begin, int64_t end) {
+      gemm.pack(args, row_begin + begin, row_begin + end);
+    });
+  } else {  // rows between groups are not looked at
+    parallel_chunks(num_segments, is_small ? num_segments : 1, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        const Segment& segment = segments[static_cast<size_t>(i)];
+        gemm.pack(args, segment.row_begin, segment.row_end);
+      }
+    });
+  }
+
   const int64_t wanted = kTasksPerThread * static_cast<int64_t>(torch::stable::get_num_threads());
   int64_t slab = kGemmSlab;
   while (slab > kSmallestSlab && num_segments * ceil_div(args.n, slab) < wanted) slab /= 2;
@@ -98,34 +111,47 @@ void run_pass(GemmArgs& args, const std::vector<Segment>& segments, int64_t row_
   });
 }
 
-void run(GemmArgs& args, const Groups& groups) {
+void run(GemmArgs& args, const Runs& runs) {
   if (args.n == 0) return;
   thread_local std::vector<Segment> segments;
   const int64_t max_rows = kernels().gemm.max_rows;
   args.stride_packed = gemm_packed_stride(args.k);
   const int64_t rows_per_pass =
       args.stride_packed > 0 ? ceil_div(kMaxPackedFloats, args.stride_packed) : kMaxPackedFloats;
-  const int64_t num_rows = groups.begin(groups.num_groups);
-  int64_t group = 0;
-  for (int64_t pass = 0; pass < num_rows; pass += rows_per_pass) {
-    const int64_t pass_end = pass + rows_per_pass < num_rows ? pass + rows_per_pass : num_rows;
+  segments.clear();
+  int64_t pass_end = 0;
+  const auto flush = [&] {
+    if (segments.empty()) return;
+    run_pass(args, segments, segments.front().row_begin, segments.back().row_end);
     segments.clear();
-    for (int64_t row = pass; row < pass_end;) {
-      while (groups.begin(group + 1) <= row) ++group;
-      const int64_t group_end = groups.begin(group + 1);
-      int64_t end = row + max_rows < group_end ? row + max_rows : group_end;
-      if (end > pass_end) end = pass_end;
-      segments.push_back({group, row, end});
+  };
+  for (const Segment& run : runs) {
+    for (int64_t row = run.row_begin; row < run.row_end;) {
+      if (segments.empty() || row >= pass_end) {
+        flush();
+        pass_end = row + rows_per_pass;
+      }
+      const int64_t end = std::min({row + max_rows, run.row_end, pass_end});
+      segments.push_back({run.group, row, end});
       row = end;
     }
-    run_pass(args, segments, pass, pass_end);
   }
+  flush();
 }
 
-// Activations [m, k] with their scales, of the ops that take float8_e4m3fn ones.
-void take_activations(const Checker& check, const Tensor& a, const OptionalTensor& a_scale, Dim& m,
-                      Dim& k, GemmArgs& args) {
-  check("a", a).shape({m, k}).dtype(kActivations).last_dim_contiguous();
+// Activations [m, k], or [g, m, k] when `g` is given, with their scales if they are float8_e4m3fn.
+void take_activations(const Checker& check, const Tensor& a, const OptionalTensor& a_scale, Dim* g,
+                      Dim& m, Dim& k, GemmArgs& args) {
+  const auto activations = check("a", a);
+  if (g != nullptr) {
+    activations.shape({*g, m, k}).dtype(kActivations).last_dim_contiguous();
+    args.a_rows = {.rows_per_group = std::max<int64_t>(m, 1),
+                   .stride_g = a.stride(0),
+                   .stride_m = a.stride(1)};
+  } else {
+    activations.shape({m, k}).dtype(kActivations).last_dim_contiguous();
+    args.a_rows = {.rows_per_group = INT64_MAX, .stride_g = 0, .stride_m = a.stride(0)};
+  }
   const bool is_fp8 = a.scalar_type() == ScalarType::Float8_e4m3fn;
   check.require(is_fp8 == a_scale.has_value(),
                 std::string("a_scale: expected ") +
@@ -133,14 +159,17 @@ void take_activations(const Checker& check, const Tensor& a, const OptionalTenso
                             : "None as a is not float8_e4m3fn, got a tensor"));
   args.a_dtype = dtype_of(a);
   args.a = a.const_data_ptr();
-  args.a_rows = {.rows_per_group = INT64_MAX, .stride_g = 0, .stride_m = a.stride(0)};
   if (!is_fp8) return;
-  check("a_scale", *a_scale)
-      .shape({ceil_div(k, 128), ceil_div(m, 4) * 4})
-      .dtype({ScalarType::Float})
-      .last_dim_contiguous();
+  const auto scale = check("a_scale", *a_scale);
+  const int64_t k_blocks = ceil_div(k, 128), padded_m = ceil_div(m, 4) * 4;
+  if (g != nullptr) {
+    scale.shape({*g, k_blocks, padded_m}).dtype({ScalarType::Float}).last_dim_contiguous();
+    args.stride_a_scale_g = a_scale->stride(0);
+  } else {
+    scale.shape({k_blocks, padded_m}).dtype({ScalarType::Float}).last_dim_contiguous();
+  }
   args.a_scale = static_cast<const float*>(a_scale->const_data_ptr());
-  args.stride_a_scale = a_scale->stride(0);
+  args.stride_a_scale = a_scale->stride(a_scale->dim() - 2);
 }
 
 void take_out(const Tensor& out, GemmArgs& args, int64_t n, int64_t k) {
@@ -184,7 +213,7 @@ void take_weights(const Checker& check, const char* name, const Tensor& b, const
 }
 
 // offsets [g + 1]: from 0, ascending, at most `rows`.
-Groups take_offsets(const Checker& check, const Tensor& offsets, int64_t g, int64_t rows) {
+Runs take_offsets(const Checker& check, const Tensor& offsets, int64_t g, int64_t rows) {
   check("offsets", offsets).shape({g + 1}).dtype({ScalarType::Int}).contiguous();
   const auto* values = static_cast<const int32_t*>(offsets.const_data_ptr());
   check.require(values[0] == 0,
@@ -199,7 +228,45 @@ Groups take_offsets(const Checker& check, const Tensor& offsets, int64_t g, int6
     check.fail("offsets: expected at most rows=" + std::to_string(rows) + ", got " +
                std::to_string(values[g]));
   }
-  return {.num_groups = g, .rows_per_group = 0, .offsets = values};
+  Runs runs;
+  for (int64_t i = 0; i < g; ++i) runs.push_back({i, values[i], values[i + 1]});
+  return runs;
+}
+
+// m_indices [rows]: the group of each row, or -1.
+Runs take_indices(const Checker& check, const Tensor& indices, int64_t g, int64_t rows) {
+  check("m_indices", indices).shape({rows}).dtype({ScalarType::Int}).contiguous();
+  const auto* values = static_cast<const int32_t*>(indices.const_data_ptr());
+  Runs runs;
+  for (int64_t row = 0; row < rows; ++row) {
+    const int64_t group = values[row];
+    if (group < -1 || group >= g) {
+      check.fail("m_indices: expected values in [-1, g=" + std::to_string(g) + "), got " +
+                 std::to_string(group) + " at " + std::to_string(row));
+    }
+    if (group < 0) continue;
+    if (!runs.empty() && runs.back().group == group && runs.back().row_end == row) {
+      ++runs.back().row_end;
+    } else {
+      runs.push_back({group, row, row + 1});
+    }
+  }
+  return runs;
+}
+
+// masked_m [g]: how many of a group's m rows count.
+Runs take_mask(const Checker& check, const Tensor& mask, int64_t g, int64_t m) {
+  check("masked_m", mask).shape({g}).dtype({ScalarType::Int}).contiguous();
+  const auto* values = static_cast<const int32_t*>(mask.const_data_ptr());
+  Runs runs;
+  for (int64_t i = 0; i < g; ++i) {
+    if (values[i] < 0 || values[i] > m) {
+      check.fail("masked_m: expected values in [0, m=" + std::to_string(m) + "], got " +
+                 std::to_string(values[i]) + " at " + std::to_string(i));
+    }
+    runs.push_back({i, i * m, i * m + values[i]});
+  }
+  return runs;
 }
 
 void take_row_token(const Checker& check, const Tensor& row_token, int64_t rows, int64_t used,
@@ -221,27 +288,25 @@ void gemm(const char* op, const char* a_name, const char* b_name, const Tensor& 
   Dim m("m"), n("n"), k("k");
   GemmArgs args{};
   if (b_scale == nullptr) check(a_name, a).dtype(kWide);
-  take_activations(check, a, a_scale, m, k, args);
+  take_activations(check, a, a_scale, nullptr, m, k, args);
   check("out", out).shape({m, n}).dtype(out_dtypes).last_dim_contiguous();
   take_out(out, args, n, k);
   take_weights(check, b_name, b, b_scale, nullptr, n, k, args);
-  run(args, {.num_groups = 1, .rows_per_group = m, .offsets = nullptr});
+  run(args, equal_runs(1, m));
 }
 
-void bmm(const char* op, const Tensor& a, const Tensor& b, const Tensor* b_scale,
-         const Tensor& out) {
+void bmm(const char* op, const Tensor& a, const OptionalTensor& a_scale, const Tensor& b,
+         const Tensor* b_scale, const Tensor& out) {
   Checker check(op);
   Dim g("g"), m("m"), n("n"), k("k");
   GemmArgs args{};
-  check("a", a).shape({g, m, k}).dtype(kWide).last_dim_contiguous();
+  if (b_scale == nullptr) check("a", a).dtype(kWide);
+  take_activations(check, a, a_scale, &g, m, k, args);
   check("out", out).shape({g, m, n}).dtype(kWide).last_dim_contiguous();
   take_out(out, args, n, k);
   take_weights(check, "b", b, b_scale, &g, n, k, args);
-  args.a_dtype = dtype_of(a);
-  args.a = a.const_data_ptr();
-  args.a_rows = {.rows_per_group = m, .stride_g = a.stride(0), .stride_m = a.stride(1)};
   args.out_rows = {.rows_per_group = m, .stride_g = out.stride(0), .stride_m = out.stride(1)};
-  run(args, {.num_groups = g, .rows_per_group = m, .offsets = nullptr});
+  run(args, equal_runs(g, m));
 }
 
 void grouped_gemm(const char* op, bool swiglu, const Tensor& a, const OptionalTensor& a_scale,
@@ -252,14 +317,15 @@ void grouped_gemm(const char* op, bool swiglu, const Tensor& a, const OptionalTe
   GemmArgs args{};
   args.swiglu = swiglu;
   if (b_scale == nullptr) check("a", a).dtype(kWide);
-  take_activations(check, a, a_scale, m, k, args);
+  take_activations(check, a, a_scale, nullptr, m, k, args);
   if (!row_token) rows.bind(m);
   check("out", out).shape({rows, n}).dtype(kWide).last_dim_contiguous();
   take_out(out, args, n, k);
   take_weights(check, "b", b, b_scale, &g, swiglu ? 2 * n : n, k, args);
-  const Groups groups = take_offsets(check, offsets, g, rows);
-  if (row_token) take_row_token(check, *row_token, rows, groups.begin(g), m, args);
-  run(args, groups);
+  const Runs runs = take_offsets(check, offsets, g, rows);
+  if (row_token)
+    take_row_token(check, *row_token, rows, runs.empty() ? 0 : runs.back().row_end, m, args);
+  run(args, runs);
 }
 
 void fp8_gemm_nt(const Tensor& a, OptionalTensor a_scale, const Tensor& b, const Tensor& b_scale,
@@ -273,24 +339,92 @@ void gemm_nt(const Tensor& a, const Tensor& b, const Tensor& out) {
 
 void fp8_bmm_nt(const Tensor& a, OptionalTensor a_scale, const Tensor& b, const Tensor& b_scale,
                 const Tensor& out) {
-  Checker("fp8_bmm_nt").require(!a_scale, "a_scale: expected None on the CPU, got a tensor");
-  bmm("fp8_bmm_nt", a, b, &b_scale, out);
+  bmm("fp8_bmm_nt", a, a_scale, b, &b_scale, out);
 }
 
 void bmm_nt(const Tensor& a, const Tensor& b, const Tensor& out) {
-  bmm("bmm_nt", a, b, nullptr, out);
+  bmm("bmm_nt", a, std::nullopt, b, nullptr, out);
 }
 
 void fp8_grouped_gemm_nt(const Tensor& a, OptionalTensor a_scale, const Tensor& b,
-                         const Tensor& b_scale, const Tensor& offsets, const Tensor& out) {
-  grouped_gemm("fp8_grouped_gemm_nt", false, a, a_scale, b, &b_scale, offsets, std::nullopt, out);
+                         const Tensor& b_scale, const Tensor& offsets, const Tensor& out,
+                         std::string layout, OptionalTensor, OptionalTensor,
+                         OptionalTensor row_weight, int64_t) {
+  const Checker check("fp8_grouped_gemm_nt");
+  const bool masked = layout == "masked", by_row = layout == "contiguous";
+  check.require(masked || by_row || layout == "offsets",
+                "layout: expected 'offsets', 'contiguous' or 'masked', got '" + layout + "'");
+  check.require(!row_weight || !masked, "row_weight: expected None where masked, got a tensor");
+  Dim rows(masked ? "m" : "rows"), g("g"), n("n"), k("k");
+  GemmArgs args{};
+  take_activations(check, a, a_scale, masked ? &g : nullptr, rows, k, args);
+  const auto result = check("out", out).dtype(kWide).last_dim_contiguous();
+  if (masked) {
+    result.shape({g, rows, n});
+  } else {
+    result.shape({rows, n});
+  }
+  take_out(out, args, n, k);
+  if (masked) {
+    args.out_rows = {.rows_per_group = std::max<int64_t>(rows, 1),
+                     .stride_g = out.stride(0),
+                     .stride_m = out.stride(1)};
+  }
+  take_weights(check, "b", b, &b_scale, &g, n, k, args);
+  if (row_weight) {
+    check("row_weight", *row_weight).shape({rows}).dtype({ScalarType::Float}).contiguous();
+    args.row_weight = static_cast<const float*>(row_weight->const_data_ptr());
+  }
+  run(args, masked   ? take_mask(check, offsets, g, rows)
+            : by_row ? take_indices(check, offsets, g, rows)
+                     : take_offsets(check, offsets, g, rows));
 }
 
 void fp8_grouped_gemm_swiglu_nt(const Tensor& a, OptionalTensor a_scale, const Tensor& b,
                                 const Tensor& b_scale, const Tensor& offsets,
-                                OptionalTensor row_token, const Tensor& out) {
+                                OptionalTensor row_token, const Tensor& out,
+                                OptionalTensor out_scale, OptionalTensor, OptionalTensor, int64_t) {
+  Checker("fp8_grouped_gemm_swiglu_nt")
+      .require(!out_scale, "out_scale: expected None on the CPU, got a tensor");
   grouped_gemm("fp8_grouped_gemm_swiglu_nt", true, a, a_scale, b, &b_scale, offsets, row_token,
                out);
+}
+
+// Weights of int4: b [g, n, k / 2] bytes, b_scale [g, n, ceil(k / 128)].
+void w4a8_grouped_gemm_nt(const Tensor& a, OptionalTensor a_scale, const Tensor& b,
+                          const Tensor& b_scale, const Tensor& offsets, const Tensor& out) {
+  const Checker check("w4a8_grouped_gemm_nt");
+  Dim rows("rows"), g("g"), n("n"), k("k");
+  GemmArgs args{};
+  check("a", a).shape({rows, k}).dtype(kActivations).last_dim_contiguous();
+  const bool is_fp8 = a.scalar_type() == ScalarType::Float8_e4m3fn;
+  check.require(is_fp8 == a_scale.has_value(),
+                std::string("a_scale: expected ") +
+                    (is_fp8 ? "a tensor as a is float8_e4m3fn, got None"
+                            : "None as a is not float8_e4m3fn, got a tensor"));
+  args.a_dtype = dtype_of(a);
+  args.a = a.const_data_ptr();
+  args.a_rows = {.rows_per_group = INT64_MAX, .stride_g = 0, .stride_m = a.stride(0)};
+  args.alpha = 1.0f;
+  if (is_fp8) {
+    check("a_scale", *a_scale).shape({1}).dtype({ScalarType::Float});
+    args.alpha = *static_cast<const float*>(a_scale->const_data_ptr());
+  }
+  check("out", out).shape({rows, n}).dtype(kWide).last_dim_contiguous();
+  take_out(out, args, n, k);
+  check.require(k % 2 == 0, "expected k to be even, got " + k.describe());
+  Dim half_k("k/2", k / 2), k_blocks("ceil(k/128)", ceil_div(k, 128));
+  check("b", b).shape({g, n, half_k}).dtype({ScalarType::Byte}).last_dim_contiguous();
+  check("b_scale", b_scale)
+      .shape({g, n, k_blocks})
+      .dtype({ScalarType::Float})
+      .last_dim_contiguous();
+  args.b_dtype = Dtype::kInt4;
+  args.b = b.const_data_ptr();
+  args.stride_b_g = b.stride(0), args.stride_b_n = b.stride(1);
+  args.b_scale = static_cast<const float*>(b_scale.const_data_ptr());
+  args.stride_b_scale_g = b_scale.stride(0), args.stride_b_scale_n = b_scale.stride(1);
+  run(args, take_offsets(check, offsets, g, rows));
 }
 
 void grouped_gemm_nt(const Tensor& a, const Tensor& b, const Tensor& offsets, const Tensor& out) {
@@ -316,6 +450,7 @@ STABLE_TORCH_LIBRARY_IMPL(seekernel, CPU, m) {
   m.impl("fp8_bmm_nt", TORCH_BOX(&seekernel::cpu::fp8_bmm_nt));
   m.impl("fp8_grouped_gemm_nt", TORCH_BOX(&seekernel::cpu::fp8_grouped_gemm_nt));
   m.impl("fp8_grouped_gemm_swiglu_nt", TORCH_BOX(&seekernel::cpu::fp8_grouped_gemm_swiglu_nt));
+  m.impl("w4a8_grouped_gemm_nt", TORCH_BOX(&seekernel::cpu::w4a8_grouped_gemm_nt));
   m.impl("gemm_nt", TORCH_BOX(&seekernel::cpu::gemm_nt));
   m.impl("bmm_nt", TORCH_BOX(&seekernel::cpu::bmm_nt));
   m.impl("grouped_gemm_nt", TORCH_BOX(&seekernel::cpu::grouped_gemm_nt));

@@ -103,6 +103,7 @@ bool known_wide(const GemmConfig& config) {
   const bool swiglu = config.output == GemmOutput::kSwigluFp8;
   if (config.block_m == 256 && (swiglu || config.block_n != 128)) return false;
   if (swiglu && config.block_n != 128) return false;
+  if (config.ping_pong && (config.block_m != 64 || swiglu || config.gather)) return false;
   if (config.gather && config.multicast == GemmMulticast::kA) return false;
   if (config.gather && config.kind == TileKind::kBatched) return false;
   const int rows = config.block_m * (config.multicast == GemmMulticast::kB ? 2 : 1);
@@ -161,7 +162,7 @@ GemmResources resources(const GemmConfig& config, int64_t k) {
     return result;
   }
   const bool swiglu = config.output == GemmOutput::kSwigluFp8;
-  const int consumers = config.block_m == 64 ? 1 : 2;
+  const int consumers = config.block_m == 64 && !config.ping_pong ? 1 : 2;
   const int scale_boxes = config.block_m == 256 ? 2 : 1;
   // A box of scales may start three rows early; slots of shared memory are multiples of 128 bytes.
   const int bytes_scales = scale_boxes * round_up((config.block_m / scale_boxes + 4) * 4, 128);
@@ -170,7 +171,9 @@ GemmResources resources(const GemmConfig& config, int64_t k) {
       (config.block_m + config.block_n * (swiglu ? 2 : 1)) * kBlockK + bytes_scales + kBytesTile;
   const int row_d = swiglu ? 128 : config.output == GemmOutput::kFloat32 ? 0 : 2 * config.block_n;
   result.num_threads = 128 * (1 + consumers);
-  result.shared_bytes = config.num_stages * (stage + 2 * 8) + config.block_m * row_d;
+  result.shared_bytes = config.num_stages * (stage + 2 * 8) +
+                        config.block_m * row_d * (config.ping_pong ? 2 : 1) +
+                        (config.ping_pong ? 16 : 0);
   // 64 x block_n over 128 threads, three times: final sums and two banks of partial ones, or two
   // sets of final sums and one bank; and about 32 more.
   result.consumer_registers = 3 * config.block_n / 2 + 32;

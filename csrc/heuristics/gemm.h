@@ -40,6 +40,8 @@ struct GemmConfig {
   TileKind kind = TileKind::kDense;
   GemmOutput output = GemmOutput::kBfloat16;
   bool gather = false;
+  // Chosen: each of two consumer warpgroups has tiles of its own, of 64 rows.
+  bool ping_pong = false;
 
   bool operator==(const GemmConfig&) const = default;
 };

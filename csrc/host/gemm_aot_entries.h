@@ -14,8 +14,8 @@ const void* fp8_gemm_function() {
 
 #define SEEKERNEL_AOT_FP8_GEMM(block_m, block_n, num_stages, kind, output, multicast, gather)   \
   AotKernel{{"sm90_fp8_gemm_nt",                                                                \
-             {0, 0, block_m, block_n, num_stages, kind, output, multicast, gather},             \
-             9},                                                                                \
+             {0, 0, block_m, block_n, num_stages, kind, output, multicast, gather, 0},          \
+             10},                                                                               \
             fp8_gemm_function<sm90_fp8_gemm_nt_config<0, 0, block_m, block_n, num_stages, kind, \
                                                       output, multicast, gather>>()},
 

@@ -15,10 +15,15 @@ STABLE_TORCH_LIBRARY(seekernel, m) {
   m.def("fp8_bmm_nt(Tensor a, Tensor? a_scale, Tensor b, Tensor b_scale, Tensor(a!) out) -> ()");
   m.def(
       "fp8_grouped_gemm_nt(Tensor a, Tensor? a_scale, Tensor b, Tensor b_scale, Tensor offsets, "
-      "Tensor(a!) out) -> ()");
+      "Tensor(a!) out, str layout=\"offsets\", Tensor? tile_map=None, Tensor? num_tiles=None, "
+      "Tensor? row_weight=None, int expected_m=0) -> ()");
   m.def(
       "fp8_grouped_gemm_swiglu_nt(Tensor a, Tensor? a_scale, Tensor b, Tensor b_scale, "
-      "Tensor offsets, Tensor? row_token, Tensor(a!) out) -> ()");
+      "Tensor offsets, Tensor? row_token, Tensor(a!) out, Tensor(b!)? out_scale=None, "
+      "Tensor? tile_map=None, Tensor? num_tiles=None, int expected_m=0) -> ()");
+  m.def(
+      "w4a8_grouped_gemm_nt(Tensor a, Tensor? a_scale, Tensor b, Tensor b_scale, Tensor offsets, "
+      "Tensor(a!) out) -> ()");
   m.def("bmm_nt(Tensor a, Tensor b, Tensor(a!) out) -> ()");
   m.def("gemm_nt(Tensor a, Tensor b, Tensor(a!) out) -> ()");
   m.def("grouped_gemm_nt(Tensor a, Tensor b, Tensor offsets, Tensor(a!) out) -> ()");

@@ -95,7 +95,7 @@ void bind_heuristics(py::module_& m) {
   using heuristics::GemmMulticast, heuristics::GemmOutput, heuristics::TileKind;
   py::class_<GemmConfig>(m, "GemmConfig", "Tile configuration of an FP8 GEMM.")
       .def(py::init([](bool swap_ab, int block_m, int block_n, int num_stages, int multicast,
-                       int kind, int output, bool gather) {
+                       int kind, int output, bool gather, bool ping_pong) {
              return GemmConfig{swap_ab,
                                block_m,
                                block_n,
@@ -103,11 +103,12 @@ void bind_heuristics(py::module_& m) {
                                static_cast<GemmMulticast>(multicast),
                                static_cast<TileKind>(kind),
                                static_cast<GemmOutput>(output),
-                               gather};
+                               gather,
+                               ping_pong};
            }),
            py::arg("swap_ab"), py::arg("block_m"), py::arg("block_n"), py::arg("num_stages"),
            py::arg("multicast") = 0, py::arg("kind") = 0, py::arg("output") = 0,
-           py::arg("gather") = false)
+           py::arg("gather") = false, py::arg("ping_pong") = false)
       .def_readonly("swap_ab", &GemmConfig::swap_ab)
       .def_readonly("block_m", &GemmConfig::block_m)
       .def_readonly("block_n", &GemmConfig::block_n)
@@ -118,6 +119,7 @@ void bind_heuristics(py::module_& m) {
       .def_property_readonly("output",
                              [](const GemmConfig& c) { return static_cast<int>(c.output); })
       .def_readonly("gather", &GemmConfig::gather)
+      .def_readonly("ping_pong", &GemmConfig::ping_pong)
       .def_property_readonly(
           "parameters",
           [](const GemmConfig& c) {
@@ -139,7 +141,8 @@ void bind_heuristics(py::module_& m) {
                ", multicast=" + std::to_string(static_cast<int>(c.multicast)) +
                ", kind=" + std::to_string(static_cast<int>(c.kind)) +
                ", output=" + std::to_string(static_cast<int>(c.output)) +
-               ", gather=" + std::string(c.gather ? "True" : "False") + ")";
+               ", gather=" + std::string(c.gather ? "True" : "False") +
+               ", ping_pong=" + std::string(c.ping_pong ? "True" : "False") + ")";
       });
   m.def(
       "gemm_resources",

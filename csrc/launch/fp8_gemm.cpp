@@ -130,8 +130,9 @@ GemmShape shape_of(const Fp8Gemm& p) {
 KernelKey sm90_fp8_gemm_nt_key(const GemmConfig& config) {
   return {"sm90_fp8_gemm_nt",
           {0, 0, config.block_m, config.block_n, config.num_stages, static_cast<int>(config.kind),
-           static_cast<int>(config.output), static_cast<int>(config.multicast), config.gather},
-          9};
+           static_cast<int>(config.output), static_cast<int>(config.multicast), config.gather,
+           config.ping_pong},
+          10};
 }
 
 void fp8_gemm(const Fp8Gemm& p, const GemmConfig& config, const Gpu& gpu, Finder find,

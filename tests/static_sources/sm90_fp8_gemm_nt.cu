@@ -3,7 +3,7 @@
 
 template <auto kKernel>
 struct emit_t {};
-#define INSTANCE(...) \
+#define INSTANCE(...)     \
   template struct emit_t< \
       &seekernel::sm90_fp8_gemm_nt<seekernel::sm90_fp8_gemm_nt_config<0, 0, __VA_ARGS__>>>;
 #if defined(DENSE)
@@ -12,6 +12,7 @@ INSTANCE(128, 128, 5, 0, 0, 1, 0)
 INSTANCE(256, 128, 3, 0, 0, 2, 0)
 INSTANCE(128, 128, 6, 0, 1, 0, 0)
 INSTANCE(64, 128, 8, 1, 0, 0, 0)
+INSTANCE(64, 128, 7, 0, 0, 2, 0, 1)
 #elif defined(GROUPED)
 INSTANCE(128, 128, 5, 2, 0, 0, 0)
 INSTANCE(128, 128, 5, 3, 0, 0, 0)

@@ -5,6 +5,7 @@ namespace seekernel::cpu::SEEKERNEL_ISA {
 #include "cpu/kernels/vec.h"
 //
 #include "cpu/kernels/gemm_expand.inl"
+#include "cpu/kernels/gemm_int4.inl"
 #include "cpu/kernels/gemm_tile.inl"
 #include "cpu/kernels/moe.inl"
 //

@@ -16,7 +16,7 @@ struct GemmRows {
 
 struct GemmArgs {
   Dtype a_dtype;    // float32, bfloat16, or e4m3 with a_scale
-  Dtype b_dtype;    // float32, bfloat16, or e4m3 with b_scale
+  Dtype b_dtype;    // float32, bfloat16, or e4m3 or int4 with b_scale
   Dtype out_dtype;  // float32 or bfloat16
   bool swiglu;      // b holds n gate rows, then n up rows: out = silu(gate) * up
   int64_t n;        // columns of out
@@ -26,14 +26,18 @@ struct GemmArgs {
   const int32_t* row_token;  // null, or which row of a serves as row r
   const float* a_scale;      // [ceil(k / 128), stride_a_scale]: one multiplier per row and 128 of k
   int64_t stride_a_scale;
+  int64_t stride_a_scale_g;  // of groups of a_rows
+  float alpha;               // int4: of the whole product
   const void* b;
-  int64_t stride_b_g;
+  int64_t stride_b_g;  // int4: bytes
   int64_t stride_b_n;
-  const float* b_scale;  // one multiplier per 128x128 block; the up rows start a grid of their own
+  const float* b_scale;  // e4m3: one multiplier per 128x128 block; the up rows start a grid of
+                         // their own. int4: one per row and 128 of k
   int64_t stride_b_scale_g;
   int64_t stride_b_scale_n;
   void* out;
   GemmRows out_rows;
+  const float* row_weight;  // null, or multiplies row r of out
   float* packed;  // rows packed_begin.. of a as floats, in the order the weights expand to
   int64_t packed_begin;
   int64_t stride_packed;  // gemm_packed_stride(k)

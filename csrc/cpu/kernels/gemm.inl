@@ -157,12 +157,16 @@ static void multiply(const GemmArgs& args, const GemmTask& task, int64_t part,
 // Sums to out, through SwiGLU if asked; acc is followed by the sums of the up rows.
 template <class Out>
 static void write_out(const GemmArgs& args, const GemmTask& task, const float* acc) {
-  const float unscale = args.b_dtype == Dtype::kFloat8E4M3 ? kFp8Half : 1.0f;
+  const float unscale_all = args.b_dtype == Dtype::kFloat8E4M3 ? kFp8Half
+                            : args.b_dtype == Dtype::kInt4     ? args.alpha
+                                                               : 1.0f;
   const int64_t cols = task.col_end - task.col_begin;
   const int64_t cols_vector = cols - cols % kWidth;
   for (int64_t row = task.row_begin; row < task.row_end; ++row, acc += kGemmSlab) {
     Out* out = static_cast<Out*>(args.out) + row_offset(args.out_rows, row) + task.col_begin;
     const float* up = acc + kScratchAcc;
+    const float unscale =
+        args.row_weight != nullptr ? unscale_all * args.row_weight[row] : unscale_all;
     if (!args.swiglu) {
       for (int64_t i = 0; i < cols_vector; i += kWidth) store(out + i, load(acc + i) * unscale);
       for (int64_t i = cols_vector; i < cols; ++i) store_one(out + i, acc[i] * unscale);
@@ -182,8 +186,12 @@ static void write_out(const GemmArgs& args, const GemmTask& task, const float* a
 template <class W>
 static void run_task(const GemmArgs& args, const GemmTask& task, float* scratch) {
   const GemmScratch parts{scratch, scratch + kScratchX, scratch + kScratchX + kScratchW};
-  multiply<W>(args, task, 0, parts, parts.acc);
-  if (args.swiglu) multiply<W>(args, task, 1, parts, parts.acc + kScratchAcc);
+  if constexpr (kLanes<W> == 8) {
+    multiply_int4(args, task, parts.acc);
+  } else {
+    multiply<W>(args, task, 0, parts, parts.acc);
+    if (args.swiglu) multiply<W>(args, task, 1, parts, parts.acc + kScratchAcc);
+  }
   if (args.out_dtype == Dtype::kFloat32) {
     write_out<float>(args, task, parts.acc);
   } else {
@@ -200,5 +208,7 @@ static void gemm_run(const GemmArgs& args, const GemmTask& task, float* scratch)
       return run_task<bfloat16>(args, task, scratch);
     case Dtype::kFloat8E4M3:
       return run_task<float8_e4m3>(args, task, scratch);
+    case Dtype::kInt4:
+      return run_task<int4x2>(args, task, scratch);
   }
 }

@@ -14,6 +14,8 @@
 
 template <class W>
 constexpr int kLanes = 4 / static_cast<int>(sizeof(W));
+template <>
+constexpr int kLanes<int4x2> = 8;
 template <class W>
 constexpr int kChunk = kWidth * kLanes<W>;
 constexpr float kFp8Half = 1152921504606846976.0f;  // 2^60
@@ -70,7 +72,17 @@ class ExactSubnormals {
 #endif
 };
 
-// One row of a, float or bfloat16, into the order of weights W.
+// The value of an e4m3 code; NaN codes give NaN.
+SEEKERNEL_INLINE float to_float(float8_e4m3 value) {
+  const uint32_t code = value.bits & 0x7fu, sign = static_cast<uint32_t>(value.bits & 0x80u) << 24;
+  const float normal = bit_copy<float>((code << 20) + (120u << 23));
+  const float magnitude = code == 0x7fu ? __builtin_nanf("")
+                          : code < 8u   ? static_cast<float>(code) * 0.001953125f
+                                        : normal;
+  return bit_copy<float>(bit_copy<uint32_t>(magnitude) | sign);
+}
+
+// One row of a, float, bfloat16 or e4m3, into the order of weights W.
 template <class W, class A>
 static void pack_row(const A* a, int64_t k, float* out) {
   const int64_t k_whole = k - k % kChunk<W>;
@@ -127,8 +139,16 @@ static void pack_rows(const GemmArgs& args, int64_t row_begin, int64_t row_end) 
         pack_row<W>(static_cast<const bfloat16*>(args.a) + offset, args.k, out);
         break;
       case Dtype::kFloat8E4M3:
-        pack_fp8_row(static_cast<const float8_e4m3*>(args.a) + offset, args.a_scale + token,
-                     args.stride_a_scale, args.k, out);
+        if constexpr (kLanes<W> == 8) {
+          pack_row<W>(static_cast<const float8_e4m3*>(args.a) + offset, args.k, out);
+        } else {
+          const int64_t per_group = args.a_rows.rows_per_group;
+          pack_fp8_row(static_cast<const float8_e4m3*>(args.a) + offset,
+                       args.a_scale + token / per_group * args.stride_a_scale_g + token % per_group,
+                       args.stride_a_scale, args.k, out);
+        }
+        break;
+      case Dtype::kInt4:
         break;
     }
   }
@@ -143,5 +163,7 @@ static void gemm_pack(const GemmArgs& args, int64_t row_begin, int64_t row_end) 
       return pack_rows<bfloat16>(args, row_begin, row_end);
     case Dtype::kFloat8E4M3:
       return pack_rows<float8_e4m3>(args, row_begin, row_end);
+    case Dtype::kInt4:
+      return pack_rows<int4x2>(args, row_begin, row_end);
   }
 }

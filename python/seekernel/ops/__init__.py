@@ -21,6 +21,7 @@ from seekernel.ops.gemm import (
     grouped_gemm_nt,
     grouped_gemm_swiglu_nt,
     router_gemm,
+    w4a8_grouped_gemm_nt,
 )
 from seekernel.ops.moe import (
     MoePlan,
@@ -110,4 +111,5 @@ __all__ = [
     "silu_mul",
     "silu_mul_quantize",
     "token_logprobs",
+    "w4a8_grouped_gemm_nt",
 ]

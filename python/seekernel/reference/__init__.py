@@ -22,9 +22,11 @@ from seekernel.reference.gemm import (
     fp8_grouped_gemm_nt,
     fp8_grouped_gemm_swiglu_nt,
     gemm_nt,
+    group_runs,
     grouped_gemm_nt,
     grouped_gemm_swiglu_nt,
     router_gemm,
+    w4a8_grouped_gemm_nt,
 )
 from seekernel.reference.moe import (
     moe_choices,
@@ -63,6 +65,7 @@ __all__ = [
     "fp8_grouped_gemm_nt",
     "fp8_grouped_gemm_swiglu_nt",
     "gemm_nt",
+    "group_runs",
     "grouped_gemm_nt",
     "grouped_gemm_swiglu_nt",
     "latent_values",
@@ -88,4 +91,5 @@ __all__ = [
     "silu_mul_quantize",
     "tile_map",
     "to_e4m3",
+    "w4a8_grouped_gemm_nt",
 ]

@@ -16,17 +16,20 @@ constexpr int none = 0, a = 1, b = 2;
 
 // SHAPE_N and SHAPE_K of 0 mean: at run time.
 template <int SHAPE_N_, int SHAPE_K_, int BLOCK_M_, int BLOCK_N_, int kStages_, int kKind_,
-          int kOutput_, int kMulticast_, int kGather_>
+          int kOutput_, int kMulticast_, int kGather_, int kPingPong_ = 0>
 struct sm90_fp8_gemm_nt_config {
   static constexpr int SHAPE_N = SHAPE_N_, SHAPE_K = SHAPE_K_;
   static constexpr int BLOCK_M = BLOCK_M_, BLOCK_N = BLOCK_N_, BLOCK_K = 128;
   static constexpr int kStages = kStages_, kKind = kKind_, kOutput = kOutput_;
   static constexpr int kMulticast = kMulticast_;
   static constexpr bool kGather = kGather_ != 0;
+  // Each of two consumer warpgroups has tiles of its own.
+  static constexpr bool kPingPong = kPingPong_ != 0;
 
   static constexpr bool kSwiglu = kOutput == gemm_output::swiglu_e4m3;
   static constexpr int kCluster = kMulticast == gemm_multicast::none ? 1 : 2;
-  static constexpr int kConsumers = BLOCK_M == 64 ? 1 : 2;
+  static constexpr int kConsumers = BLOCK_M == 64 && !kPingPong ? 1 : 2;
+  static constexpr int kConsumersPerTile = kPingPong ? 1 : kConsumers;
   static constexpr int kThreads = 128 * (1 + kConsumers);
   // Products of 64 rows x BLOCK_N that a consumer warpgroup owns: two halves of its rows, or the
   // gate's and the up projection's columns.
@@ -45,6 +48,7 @@ struct sm90_fp8_gemm_nt_config {
   static_assert(SHAPE_K % BLOCK_K == 0, "k is a multiple of 128");
   static_assert(kStages >= 2, "the ring overlaps copy and product");
   static_assert(!kSwiglu || (BLOCK_N == 128 && BLOCK_M <= 128), "a scale is that of 128 columns");
+  static_assert(!kPingPong || (BLOCK_M == 64 && !kSwiglu && !kGather), "a warpgroup has 64 rows");
   static_assert(!kGather || kMulticast != gemm_multicast::a, "gathered rows are not multicast");
   static_assert(!kGather || kKind != tile_kind::batched, "gathered rows are one matrix");
   static_assert(kKind != tile_kind::contiguous ||
@@ -73,7 +77,7 @@ struct Plan {
   static constexpr uint32_t kBytesRowD = Config::kOutput == gemm_output::bf16 ? Config::BLOCK_N * 2
                                          : Config::kSwiglu                    ? 128
                                                                               : 0;
-  static constexpr uint32_t kBytesD = Config::BLOCK_M * kBytesRowD;
+  static constexpr uint32_t kBytesD = Config::BLOCK_M * (Config::kPingPong ? 2 : 1) * kBytesRowD;
 
   static constexpr uint32_t kA = 0;
   static constexpr uint32_t kB = kA + Config::kStages * kBytesA;
@@ -82,7 +86,8 @@ struct Plan {
   static constexpr uint32_t kTile = kScaleA + Config::kStages * kBytesScaleA;
   static constexpr uint32_t kFull = kTile + 16 * Config::kStages;
   static constexpr uint32_t kEmpty = kFull + 8 * Config::kStages;
-  static constexpr uint32_t kBytes = kEmpty + 8 * Config::kStages;
+  static constexpr uint32_t kDone = kEmpty + 8 * Config::kStages;
+  static constexpr uint32_t kBytes = kDone + (Config::kPingPong ? 16 : 0);
 };
 
 // A position in the ring of stages: which slot, and the parity of its phase.
@@ -91,6 +96,11 @@ struct ring_t {
   uint32_t stage = 0, parity = 0;
   SEEKERNEL_DEVICE void advance() {
     if (++stage == kStages) stage = 0, parity ^= 1;
+  }
+  SEEKERNEL_DEVICE void skip(uint32_t count) {
+    stage += count;
+    parity ^= stage / kStages & 1;
+    stage %= kStages;
   }
 };
 

@@ -4,6 +4,7 @@
 #include <seekernel/gemm/sm90_fp8_gemm_nt_epilogue.cuh>
 #include <seekernel/ptx/mbarrier.cuh>
 #include <seekernel/ptx/mbarrier_remote.cuh>
+#include <seekernel/ptx/named_barrier.cuh>
 #include <seekernel/ptx/shared_memory.cuh>
 #include <seekernel/ptx/wgmma.cuh>
 
@@ -29,7 +30,10 @@ struct Consumer {
   static constexpr int kWaves = Config::kWaves;
   // Rows of D between the halves of a warpgroup's rows, and between the warpgroups.
   static constexpr int kWaveRows = Config::kSwiglu ? 0 : 64;
-  static constexpr int kRows = Config::BLOCK_M / Config::kConsumers;
+  static constexpr int kRows = Config::BLOCK_M / Config::kConsumersPerTile;
+
+  // The warpgroup's first row in the tile.
+  SEEKERNEL_DEVICE int tile_rows() const { return Config::kPingPong ? 0 : consumer * kRows; }
 
   SEEKERNEL_DEVICE const float* scale_row(const tile_t& tile, const part_t<Config>& part,
                                           int wave) const {
@@ -53,7 +57,7 @@ struct Consumer {
   // The scales of this thread's two rows, once the stage is full; `first_row` is the tile's.
   SEEKERNEL_DEVICE void load_scales(float (&scales)[2], const Ring& slot, int first_row,
                                     int wave) const {
-    const int row = consumer * kRows + wave * kWaveRows + 16 * warp + lane / 4;
+    const int row = tile_rows() + wave * kWaveRows + 16 * warp + lane / 4;
     const int early = Config::kGather ? 0 : first_row & 3;
     const uint32_t at = smem + P::kScaleA + slot.stage * P::kBytesScaleA +
                         row / 128 * P::kBytesScaleBox + 4 * (row % 128 + early);
@@ -65,7 +69,7 @@ struct Consumer {
   SEEKERNEL_DEVICE void issue(float (&partial)[kSums], const Ring& slot, int wave) const {
     const uint64_t a =
         ptx::wgmma_descriptor_k_major_128b(smem + P::kA + slot.stage * P::kBytesA +
-                                           (consumer * kRows + wave * kWaveRows) * Config::BLOCK_K);
+                                           (tile_rows() + wave * kWaveRows) * Config::BLOCK_K);
     const uint64_t b = ptx::wgmma_descriptor_k_major_128b(
         smem + P::kB + slot.stage * P::kBytesB + (Config::kSwiglu ? wave * P::kBytesTileB : 0));
     ptx::pin_registers(partial);
@@ -107,8 +111,9 @@ struct Consumer {
 
   SEEKERNEL_DEVICE void store(float (&total)[kSums], const tile_t& tile, int wave) const {
     const part_t<Config> part(tile, rank);
-    const int row = consumer * kRows + wave * kWaveRows + 16 * warp;
-    epilogue.store(total, row / 16, part.row + row, part.rows - row, part.column, n, tile.batch);
+    const int row = tile_rows() + wave * kWaveRows + 16 * warp;
+    const int piece = Config::kPingPong ? 4 * consumer + warp : row / 16;
+    epilogue.store(total, piece, part.row + row, part.rows - row, part.column, n, tile.batch);
   }
 
   // Two banks of partial sums for one product a stage: a stage is multiplied while the one before
@@ -174,6 +179,93 @@ struct Consumer {
     store(total, tile, 0);
   }
 
+  // Tiles go to the two warpgroups in turn. While one stores its tile, the other has the tensor
+  // cores. Barrier 1 + c says that it is c's turn: the other one has seen all of its stages full,
+  // without which the parity that c waits for could be that of the phase before.
+  SEEKERNEL_DEVICE void run_ping_pong() const {
+    float even[kSums], odd[kSums], total[kSums];
+    float even_scales[2], odd_scales[2];
+    Ring issued, promoted;
+    issued.skip(consumer * num_blocks);
+    promoted = issued;
+    weight_scales_t weights{};
+    int first_row = 0;
+    const auto start = [&](float (&partial)[kSums], float (&scales)[2]) {
+      issue(partial, issued, 0);
+      load_scales(scales, issued, first_row, 0);
+      issued.advance();
+    };
+    const auto finish = [&](float (&partial)[kSums], const float (&scales)[2], int block) {
+      release(promoted);
+      promoted.advance();
+      if (block % 32 == 0 && block != 0) weights.fetch(block, num_blocks);
+      promote(total, partial, scales, weights.of(block));
+    };
+    if (consumer == 1) pass_turn();
+    while (true) {
+      await_turn();
+      tile_t tile;
+      // Each warpgroup has a word that only the other one writes.
+      if (ptx::load_shared_f32(smem + P::kDone + 4 * consumer) != 0.0f) break;
+      if (!take(tile, issued)) {
+        if (threadIdx.x % 128 == 0) {
+          ptx::store_shared_f32(smem + P::kDone + 4 * (1 - consumer), 1.0f);
+        }
+        pass_turn();
+        break;
+      }
+      const part_t<Config> part(tile, rank);
+      weights.row = scale_row(tile, part, 0);
+      weights.fetch(0, num_blocks);
+      first_row = part.row;
+      clear(total);
+      start(even, even_scales);
+      int block = 0;
+      for (; block + 2 < num_blocks; block += 2) {
+        wait_full(issued);
+        start(odd, odd_scales);
+        ptx::wgmma_wait_group<1>();
+        finish(even, even_scales, block);
+        wait_full(issued);
+        start(even, even_scales);
+        ptx::wgmma_wait_group<1>();
+        finish(odd, odd_scales, block + 1);
+      }
+      if (block + 1 < num_blocks) {
+        wait_full(issued);
+        start(odd, odd_scales);
+        pass_turn();
+        ptx::wgmma_wait_group<1>();
+        finish(even, even_scales, block);
+        ptx::wgmma_wait_group<0>();
+        finish(odd, odd_scales, block + 1);
+      } else {
+        pass_turn();
+        ptx::wgmma_wait_group<0>();
+        finish(even, even_scales, block);
+      }
+      store(total, tile, 0);
+      issued.skip(num_blocks);
+      promoted = issued;
+    }
+  }
+
+  SEEKERNEL_DEVICE void await_turn() const {
+    if (consumer == 0) {
+      ptx::named_barrier_sync<1, 256>();
+    } else {
+      ptx::named_barrier_sync<2, 256>();
+    }
+  }
+
+  SEEKERNEL_DEVICE void pass_turn() const {
+    if (consumer == 0) {
+      ptx::named_barrier_arrive<2, 256>();
+    } else {
+      ptx::named_barrier_arrive<1, 256>();
+    }
+  }
+
   // Two products a stage and one bank: while one warpgroup promotes, the other one multiplies.
   SEEKERNEL_DEVICE void run_two_waves() const {
     Ring slot;
@@ -205,7 +297,7 @@ struct Consumer {
         promote(second, partial, second_scales, second_scale_b);
       }
       if constexpr (Config::kSwiglu) {
-        const int row = consumer * kRows + 16 * warp;
+        const int row = tile_rows() + 16 * warp;
         epilogue.store_swiglu(first, second, row / 16, part.row + row, part.rows - row, part.column,
                               n / 2, tile.batch);
       } else {
