@@ -9,8 +9,11 @@ from seekernel import ops
 from seekernel.model.config import ModelConfig
 from seekernel.model.linear import stack
 from seekernel.model.norm import Norm
-from seekernel.model.weights import WeightSource
+from seekernel.model.weights import WeightSource, num_blocks
 from seekernel.ops import NormedRows, Routing
+
+
+MAP_ROWS = 64  # of a tile in the map that grouped GEMMs take
 
 
 class Experts:
@@ -22,20 +25,34 @@ class Experts:
         downs = [[f"{prefix}.down_proj"] for prefix in prefixes]
         self.down, self.down_scale = stack(source, downs, hidden, width)
 
-    def __call__(self, x: NormedRows, offsets: Tensor, row_token: Tensor | None) -> Tensor:
+    def __call__(
+        self,
+        x: NormedRows,
+        offsets: Tensor,
+        row_token: Tensor | None,
+        tile_map: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor:
         """Row r of expert e is x[row_token[r]] (x[r] without it), offsets[e] <= r < offsets[e + 1]."""
         if self.gate_up_scale is None or self.down_scale is None:
             inner = ops.grouped_gemm_swiglu_nt(x.x, self.gate_up, offsets, row_token)
             return ops.grouped_gemm_nt(inner, self.down, offsets)
-        inner = ops.fp8_grouped_gemm_swiglu_nt(
-            x.x if x.q is None else x.q,
-            x.scale,
-            self.gate_up,
-            self.gate_up_scale,
-            offsets,
-            row_token,
+        if x.q is None or x.scale is None:
+            inner = ops.fp8_grouped_gemm_swiglu_nt(
+                x.x, None, self.gate_up, self.gate_up_scale, offsets, row_token
+            )
+            return ops.fp8_grouped_gemm_nt(inner, None, self.down, self.down_scale, offsets)
+        # What lies between the two products leaves the chip once, in e4m3.
+        rows, width = len(x.q if row_token is None else row_token), self.down.shape[2]
+        inner = x.q.new_empty(rows, width)
+        inner_scale = x.scale.new_empty(num_blocks(width), (rows + 3) // 4 * 4)
+        ops.fp8_grouped_gemm_swiglu_nt(
+            x.q, x.scale, self.gate_up, self.gate_up_scale, offsets, row_token, inner,
+            out_scale=inner_scale, tile_map=tile_map,
+        )  # fmt: skip
+        out = x.x.new_empty(rows, x.x.shape[1])
+        return ops.fp8_grouped_gemm_nt(
+            inner, inner_scale, self.down, self.down_scale, offsets, out, tile_map=tile_map
         )
-        return ops.fp8_grouped_gemm_nt(inner, None, self.down, self.down_scale, offsets)
 
 
 class DenseMLP:
@@ -108,7 +125,8 @@ class MoE:
     def _experts(self, x: NormedRows) -> tuple[Routing, Tensor, Tensor | None]:
         """Return the routing, the outputs of all routed rows, and those of unrouted shared experts."""
         routing = self._route(x.x)
-        y = self.experts(x, routing.plan.offsets, routing.plan.row_token)
+        plan = routing.plan
+        y = self.experts(x, plan.offsets, plan.row_token, plan.tile_map)
         return routing, y, None if self.shared is None else self.shared.project(x)
 
     def _route(self, x: Tensor) -> Routing:
@@ -124,5 +142,6 @@ class MoE:
             norm_topk_prob=config.norm_topk_prob,
             routed_scaling_factor=config.routed_scaling_factor,
             num_shared=int(self.shared_is_routed),
+            block_rows=None if x.device.type == "cpu" else MAP_ROWS,
             counter=self.counter,
         )

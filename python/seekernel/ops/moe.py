@@ -31,6 +31,13 @@ class MoePlan(NamedTuple):
     tiles: Tensor | None = None
     num_tiles: Tensor | None = None
 
+    @property
+    def tile_map(self) -> tuple[Tensor, Tensor] | None:
+        """(tiles, num_tiles) as grouped GEMMs take them."""
+        if self.tiles is None or self.num_tiles is None:
+            return None
+        return self.tiles, self.num_tiles
+
     @staticmethod
     def empty(ids: Tensor, num_local: int, block_rows: int | None = None) -> MoePlan:
         """Allocate a plan of ids [m, top_k] for num_local experts, with a tile map if block_rows is given."""
