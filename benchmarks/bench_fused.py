@@ -9,7 +9,7 @@ bandwidth, measured here. Baselines: our own ops one by one, and torch ops, eage
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -44,8 +44,11 @@ def eager_silu(x: Tensor) -> tuple[Tensor, Tensor]:
     return eager_quantize(torch.nn.functional.silu(gate) * up)
 
 
-def same(a: Tensor, b: Tensor) -> bool:
-    return torch.equal(a.contiguous().view(torch.uint8), b.contiguous().view(torch.uint8))
+def expect_same(got: Sequence[Tensor], want: Sequence[Tensor]) -> None:
+    """AssertionError unless all bits agree."""
+    for index, (a, b) in enumerate(zip(got, want, strict=True)):
+        if not torch.equal(a.contiguous().view(torch.uint8), b.contiguous().view(torch.uint8)):
+            raise AssertionError(f"tensor {index} of the fused op: expected its parts' bits")
 
 
 def norm_part(m: int, n: int, device: torch.device, compiled: bool) -> tuple[Variants, float]:
@@ -59,12 +62,7 @@ def norm_part(m: int, n: int, device: torch.device, compiled: bool) -> tuple[Var
     got = ops.add_rms_norm_quantize(xs[0], first, weight, EPS)
     want = ops.add_rms_norm(xs[0], second, weight, EPS)
     q, scale = ops.quantize_fp8_1x128(want)
-    assert got.q is not None
-    assert got.scale is not None
-    assert same(first, second)
-    assert same(got.x, want)
-    assert same(got.q, q)
-    assert same(got.scale, scale)
+    expect_same((first, got.x, *got.quantized), (second, want, q, scale))
 
     def unfused(i: int) -> None:
         ops.add_rms_norm(xs[i], residuals[i], weight, EPS, outs[i].x)
@@ -93,7 +91,7 @@ def embedding_part(m: int, n: int, device: torch.device) -> tuple[Variants, floa
     out = NormedRows.empty(residual, quantize=True)
     fused = partial(ops.add_rms_norm_quantize, None, residual, weight, EPS, True, ids, table, out)
     fused()
-    assert same(residual, table[ids])
+    expect_same((residual,), (table[ids],))
 
     def unfused() -> None:
         rows = table.index_select(0, ids)
@@ -108,8 +106,7 @@ def silu_part(m: int, n: int, device: torch.device, compiled: bool) -> tuple[Var
     xs = [torch.randn(m, 2 * n, device=device).bfloat16() for _ in range(copies)]
     q, scale = ops.silu_mul_quantize(xs[0])
     want_q, want_scale = ops.quantize_fp8_1x128(ops.silu_mul(xs[0]))
-    assert same(q, want_q)
-    assert same(scale, want_scale)
+    expect_same((q, scale), (want_q, want_scale))
 
     def unfused(x: Tensor) -> None:
         ops.quantize_fp8_1x128(ops.silu_mul(x), q, scale)

@@ -12,7 +12,6 @@ from seekernel.model.norm import Norm
 from seekernel.model.weights import WeightSource, num_blocks
 from seekernel.ops import NormedRows, Routing
 
-
 MAP_ROWS = 64  # of a tile in the map that grouped GEMMs take
 
 

@@ -27,6 +27,13 @@ class NormedRows(NamedTuple):
     q: Tensor | None = None
     scale: Tensor | None = None
 
+    @property
+    def quantized(self) -> tuple[Tensor, Tensor]:
+        """(q, scale); ValueError where there are none."""
+        if self.q is None or self.scale is None:
+            raise ValueError("NormedRows: expected q and scale, got None")
+        return self.q, self.scale
+
     @staticmethod
     def empty(like: Tensor, quantize: bool) -> NormedRows:
         """Allocate for rows like [m, n], with q and scale if `quantize`."""
@@ -148,6 +155,4 @@ def silu_mul_quantize(
     return q, scale
 
 
-register_fakes(
-    "rms_norm", "add_rms_norm", "add_rms_norm_quantize", "silu_mul", "silu_mul_quantize"
-)
+register_fakes("rms_norm", "add_rms_norm", "add_rms_norm_quantize", "silu_mul", "silu_mul_quantize")
