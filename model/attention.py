@@ -10,6 +10,7 @@ from seekernel.model.batch import Batch, Segment, cumulative
 from seekernel.model.config import BLOCK, ModelConfig
 from seekernel.model.linear import Linear
 from seekernel.model.weights import WeightSource
+from seekernel.ops import NormedRows
 
 MAX_EXPANDED = 16384  # tokens whose keys and values the naive form expands at once
 LATENT_NORM_EPS = 1e-6  # of both low-rank norms, whatever rms_norm_eps says
@@ -127,7 +128,7 @@ class LatentAttention:
         self.w_uk, self.w_uv = absorb(config, self.kv_b_proj)
         self.kv_scale = torch.ones(1, dtype=torch.float32, device=source.device)
 
-    def __call__(self, x: Tensor, batch: Batch, cos_sin: Tensor, kv_cache: Tensor) -> Tensor:
+    def __call__(self, x: NormedRows, batch: Batch, cos_sin: Tensor, kv_cache: Tensor) -> Tensor:
         """x [s, hidden] normed -> [s, hidden]; writes the new tokens' rows of kv_cache."""
         config = self.config
         q = self._project(x, batch, cos_sin, kv_cache)
@@ -139,15 +140,15 @@ class LatentAttention:
             self._naive(q[segment.tokens], segment, kv_cache, out[segment.tokens])
         return self.o_proj(out.view(batch.num_tokens, -1))
 
-    def _project(self, x: Tensor, batch: Batch, cos_sin: Tensor, kv_cache: Tensor) -> Tensor:
+    def _project(self, x: NormedRows, batch: Batch, cos_sin: Tensor, kv_cache: Tensor) -> Tensor:
         """Return queries [s, h, qk_head_dim] before rope; append latent and rope key to the cache."""
         rank = self.config.q_lora_rank or 0
-        qkv_a = x.new_empty(batch.num_tokens, rank + self.config.latent_dim)
+        qkv_a = x.x.new_empty(batch.num_tokens, rank + self.config.latent_dim)
         self.kv_a_proj(x, out=qkv_a[:, rank:])
         q_latent = None
         if self.q_a_proj is not None:
             self.q_a_proj(x, out=qkv_a[:, :rank])
-            q_latent = x.new_empty(batch.num_tokens, rank)
+            q_latent = x.x.new_empty(batch.num_tokens, rank)
         ops.mla_prepare(
             qkv_a, self.q_a_layernorm, self.kv_a_layernorm, batch.positions, cos_sin, batch.slots,
             LATENT_NORM_EPS, q_latent=q_latent, kv_cache=kv_cache, kv_scale=self._scale(kv_cache),

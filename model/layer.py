@@ -4,23 +4,27 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from seekernel import ops
 from seekernel.model.attention import LatentAttention
 from seekernel.model.batch import Batch
 from seekernel.model.config import ModelConfig
 from seekernel.model.mlp import DenseMLP, MoE
+from seekernel.model.norm import Norm
 from seekernel.model.weights import WeightSource
+from seekernel.ops import NormedRows
 
 
 class DecoderLayer:
-    """x += attn(norm(x)); x += mlp(norm(x)), with each add fused into the norm that follows it."""
+    """x += attn(norm(x)); x += mlp(norm(x)), with each add fused into the norm that follows it.
+
+    The layer's own first norm belongs to what comes before it: the caller applies input_norm, and
+    the layer the norm of whatever follows.
+    """
 
     def __init__(self, config: ModelConfig, source: WeightSource, index: int) -> None:
-        prefix, hidden = f"model.layers.{index}", config.hidden_size
-        self.eps = config.rms_norm_eps
-        self.input_layernorm = source.read(f"{prefix}.input_layernorm.weight", (hidden,))
-        self.post_attention_layernorm = source.read(
-            f"{prefix}.post_attention_layernorm.weight", (hidden,)
+        prefix, hidden, eps = f"model.layers.{index}", config.hidden_size, config.rms_norm_eps
+        self.input_norm = Norm.load(source, f"{prefix}.input_layernorm.weight", hidden, eps)
+        self.post_attention_norm = Norm.load(
+            source, f"{prefix}.post_attention_layernorm.weight", hidden, eps
         )
         self.self_attn = LatentAttention(config, source, f"{prefix}.self_attn")
         self.mlp: MoE | DenseMLP
@@ -30,16 +34,17 @@ class DecoderLayer:
             self.mlp = DenseMLP(source, f"{prefix}.mlp", config.intermediate_size, hidden)
 
     def __call__(
-        self, x: Tensor | None, residual: Tensor, batch: Batch, cos_sin: Tensor, kv_cache: Tensor
-    ) -> Tensor:
-        """x [s, hidden] is the previous layer's output, not yet added to residual (None at first).
+        self,
+        x: NormedRows,
+        residual: Tensor,
+        batch: Batch,
+        cos_sin: Tensor,
+        kv_cache: Tensor,
+        next_norm: Norm,
+    ) -> NormedRows:
+        """x [s, hidden] is input_norm of residual. Returns next_norm of what this layer leaves.
 
-        Returns: this layer's output, to be added. Writes: residual, kv_cache.
+        Writes: residual, kv_cache.
         """
-        if x is None:
-            normed = ops.rms_norm(residual, self.input_layernorm, self.eps)
-        else:
-            normed = ops.add_rms_norm(x, residual, self.input_layernorm, self.eps)
-        attended = self.self_attn(normed, batch, cos_sin, kv_cache)
-        normed = ops.add_rms_norm(attended, residual, self.post_attention_layernorm, self.eps)
-        return self.mlp(normed)
+        attended = self.self_attn(x, batch, cos_sin, kv_cache)
+        return self.mlp(self.post_attention_norm(attended, residual), residual, next_norm)

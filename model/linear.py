@@ -10,6 +10,7 @@ from torch import Tensor
 from seekernel import ops
 from seekernel.model.errors import WeightError
 from seekernel.model.weights import FP8, SCALE_SUFFIX, WeightSource, num_blocks
+from seekernel.ops import NormedRows
 
 
 class Linear:
@@ -24,10 +25,15 @@ class Linear:
         weight, scale = stack(source, [[prefix]], n, k)
         return cls(weight[0], None if scale is None else scale[0])
 
-    def __call__(self, x: Tensor, out: Tensor | None = None) -> Tensor:
+    def __call__(self, x: Tensor | NormedRows, out: Tensor | None = None) -> Tensor:
+        """Rows that come with e4m3 ones are taken as those where the weight is FP8."""
+        rows = NormedRows(x) if isinstance(x, Tensor) else x
         if self.scale is None:
-            return ops.gemm_nt(x, self.weight, out=out)
-        return ops.fp8_gemm_nt(x, None, self.weight, self.scale, out=out)
+            return ops.gemm_nt(rows.x, self.weight, out=out)
+        if rows.q is None and rows.x.device.type == "cuda":
+            rows = NormedRows(rows.x, *ops.quantize_fp8_1x128(rows.x))
+        a = rows.x if rows.q is None else rows.q
+        return ops.fp8_gemm_nt(a, rows.scale, self.weight, self.scale, out=out)
 
     def dequantized(self) -> Tensor:
         """Return W in float32."""

@@ -7,7 +7,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from seekernel import ops
 from seekernel.model.batch import Batch
 from seekernel.model.config import BLOCK, ModelConfig
 from seekernel.model.errors import ConfigError, WeightError
@@ -15,6 +14,7 @@ from seekernel.model.layer import DecoderLayer
 from seekernel.model.linear import Linear
 from seekernel.model.mlp import MoE
 from seekernel.model.mtp import MtpModule, duplicates_equal, mtp_names
+from seekernel.model.norm import Norm
 from seekernel.model.rope import RopeTable
 from seekernel.model.weights import CheckpointSource, DummySource, WeightSource
 
@@ -38,7 +38,8 @@ class DeepseekV3ForCausalLM:
         self.layers = [
             DecoderLayer(config, source, index) for index in range(config.num_hidden_layers)
         ]
-        self.norm = source.read("model.norm.weight", (config.hidden_size,))
+        norm = source.read("model.norm.weight", (config.hidden_size,))
+        self.norm = Norm(norm, config.rms_norm_eps, quantize=False)
         if config.tie_word_embeddings:
             self.lm_head = Linear(self.embed_tokens, None)
         else:
@@ -126,13 +127,16 @@ class DeepseekV3ForCausalLM:
         Writes: kv_cache, the rows of the new tokens.
         """
         cos_sin = self.rope.cos_sin(batch.num_positions)
-        residual = self._embed(token_ids)
-        x = None
-        for layer, cache in zip(self.layers, kv_cache, strict=False):
-            x = layer(x, residual, batch, cos_sin, cache)
-        if x is None:
+        if not self.layers:
             raise ConfigError("num_hidden_layers: expected at least 1, got 0")
-        return ops.add_rms_norm(x, residual, self.norm, self.config.rms_norm_eps)
+        residual = torch.empty(
+            len(token_ids), self.config.hidden_size, dtype=self.dtype, device=self.device
+        )
+        x = self.layers[0].input_norm.of_embedding(token_ids, self.embed_tokens, residual)
+        norms = [*(layer.input_norm for layer in self.layers[1:]), self.norm]
+        for layer, norm, cache in zip(self.layers, norms, kv_cache, strict=False):
+            x = layer(x, residual, batch, cos_sin, cache, norm)
+        return x.x
 
     @torch.inference_mode()
     def forward_mtp(

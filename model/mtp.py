@@ -10,6 +10,7 @@ from seekernel.model.batch import Batch
 from seekernel.model.config import ModelConfig
 from seekernel.model.layer import DecoderLayer
 from seekernel.model.linear import Linear
+from seekernel.model.norm import Norm
 from seekernel.model.weights import WeightSource
 
 
@@ -28,7 +29,8 @@ class MtpModule:
         self.hnorm = source.read(f"{prefix}.hnorm.weight", (hidden,))
         self.eh_proj = Linear.load(source, f"{prefix}.eh_proj", hidden, 2 * hidden)
         self.layer = DecoderLayer(config, source, index)
-        self.norm = source.read(f"{prefix}.shared_head.norm.weight", (hidden,))
+        norm = source.read(f"{prefix}.shared_head.norm.weight", (hidden,))
+        self.norm = Norm(norm, self.eps, quantize=False)
 
     def forward(
         self, embedded: Tensor, hidden: Tensor, batch: Batch, cos_sin: Tensor, kv_cache: Tensor
@@ -46,8 +48,8 @@ class MtpModule:
         ops.rms_norm(embedded, self.enorm, self.eps, out=joined[:, :size])
         ops.rms_norm(hidden, self.hnorm, self.eps, out=joined[:, size:])
         residual = self.eh_proj(joined)
-        x = self.layer(None, residual, batch, cos_sin, kv_cache)
-        return ops.add_rms_norm(x, residual, self.norm, self.eps)
+        x = self.layer.input_norm(None, residual)
+        return self.layer(x, residual, batch, cos_sin, kv_cache, self.norm).x
 
 
 def mtp_names(config: ModelConfig) -> tuple[str, str]:

@@ -24,6 +24,11 @@ def fused_calls() -> Calls:
         lambda: ops.rms_norm(x, weight, 1e-6),
         lambda: ops.add_rms_norm(x.bfloat16(), x.bfloat16(), weight, 1e-6),
         lambda: ops.silu_mul(torch.randn(3, 602)),
+        lambda: ops.silu_mul_quantize(torch.randn(3, 602)),
+        lambda: ops.add_rms_norm_quantize(x, x.clone(), weight, 1e-6),
+        lambda: ops.add_rms_norm_quantize(
+            None, x.bfloat16(), weight, 1e-6, True, torch.tensor([3, 0, 129, 1, 2]), w
+        ),
         lambda: ops.quantize_fp8_1x128(x),
         lambda: ops.quantize_fp8_128x128(w.bfloat16()),
         lambda: ops.dequantize_fp8_128x128(q, scale, torch.bfloat16),
@@ -40,7 +45,12 @@ def moe_calls() -> Calls:
         lambda: ops.moe_gate(logits, bias, 4, 8, 3, "sigmoid"),
         lambda: ops.moe_gate(logits, None, 4, scoring_func="softmax"),
         lambda: ops.moe_plan(ids, 40, 4),
+        lambda: ops.moe_plan(ids, 40, 4, block_rows=2, loads=torch.zeros(48, dtype=torch.int64)),
         lambda: ops.moe_finalize(y, plan.token_row, weights, y[:5]),
+        lambda: ops.moe_finalize_norm(
+            y, plan.token_row, weights, y[5:10].clone(), torch.randn(301), 1e-6, quantize=True
+        ),
+        lambda: ops.moe_permute_fp8(*ops.quantize_fp8_1x128(y), plan.row_token % 20),
         lambda: ops.router_gemm(torch.randn(5, 301), torch.randn(33, 301).bfloat16()),
     ]
 

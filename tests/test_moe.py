@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import pytest
@@ -88,6 +88,85 @@ def test_moe_gate(case: Gate) -> None:
     assert rows.float().mean() > 0.97, "near-ties are rare in random logits"
     assert_error_within(weights[rows], want_weights[rows], naive_weights[rows], factor=4.0)
     assert_repeatable(lambda: ops.moe_gate(logits, bias, *options(case)))
+
+
+def adversarial(case: Gate, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
+    """Random, few-valued and equal logits, biased choices all below zero, one group above all others."""
+    logits = torch.randn(case.m, case.e, generator=generator) * 2
+    logits[1::4] = logits[1::4].round()
+    logits[2::8] = 0.25
+    size = case.e // case.n_group
+    logits[3::8, -size:] += 9
+    bias = (torch.randn(case.e, generator=generator) * 0.1 - 2).round(decimals=1)
+    return logits, bias if case.with_bias else None
+
+
+def assert_right_choice(case: Gate, logits: Tensor, bias: Tensor | None, ids: Tensor) -> None:
+    """float64's ids, but where float32 cannot tell the choices (or sums of two) apart."""
+    want = reference.moe_gate(logits, bias, *options(case))[1]
+    rows = (ids != want).any(1).nonzero().flatten()
+    # Few-valued tokens: the same two numbers summed in another order tie, but for their rounding.
+    assert len(rows) <= 0.03 * case.m, f"{len(rows)} of {case.m} tokens differ"
+    if len(rows) == 0:
+        return
+    scores, _ = reference.moe_choices(logits[rows], bias, 1, 1, case.scoring_func)
+    choices = scores if bias is None else scores + bias.double()
+    near = 2.0**-22  # a few roundings of values around 2
+    groups = choices.view(len(rows), case.n_group, -1)
+    best = 1 if bias is None else min(2, groups.shape[-1])
+    group_scores = groups.topk(best, dim=-1).values.sum(-1)
+    size = case.e // case.n_group
+    for row, got_ids, want_ids in zip(range(len(rows)), ids[rows].long(), want[rows].long(), strict=True):  # fmt: skip
+        got, right = (choices[row, i].sort().values for i in (got_ids, want_ids))
+        kept = [set((i // size).tolist()) for i in (got_ids, want_ids)]
+        if kept[0] == kept[1]:
+            assert (got - right).abs().max() < near
+        else:  # a group too was chosen from near-ties
+            swapped = [group_scores[row, list(a - b)] for a, b in (kept, kept[::-1]) if a - b]
+            edges = torch.cat(swapped)
+            assert edges.max() - edges.min() < 2 * near or (got - right).abs().max() < near
+
+
+MANY = [
+    Gate(300_000, 256, 8, 8, 4, factor=2.5),
+    Gate(100_000, 8, 2),
+    Gate(100_000, 16, 4, 16, 5),
+    Gate(100_000, 64, 6, 1, 1, "softmax", with_bias=False, norm_topk_prob=False),
+    Gate(80_000, 128, 8, 4, 2),
+    Gate(80_000, 160, 6, 8, 3, "softmax", with_bias=False, norm_topk_prob=False),
+    Gate(80_000, 256, 8, 16, 3),
+    Gate(60_000, 288, 8, 12, 5),
+    Gate(60_000, 384, 8),
+    Gate(60_000, 512, 8, 2, 1),
+]
+assert sum(case.m for case in MANY) >= 1_000_000
+
+
+@pytest.mark.parametrize("m", [5_000, pytest.param(None, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("case", MANY, ids=str)
+def test_gate_chooses_as_float64(case: Gate, m: int | None) -> None:
+    """A million tokens in all in the slow run."""
+    generator = torch.Generator().manual_seed(case.e + case.n_group)
+    for begin in range(0, m or case.m, 10_000):
+        part = replace(case, m=min(10_000, (m or case.m) - begin))
+        logits, bias = adversarial(part, generator)
+        ids = ops.moe_gate(logits, bias, *options(part))[1]
+        assert_right_choice(part, logits, bias, ids)
+
+
+@pytest.mark.parametrize("bits", [0, 1, 2, 3])
+def test_gate_reports_faults_and_appends_shared_experts(bits: int) -> None:
+    logits, error = torch.zeros(40, 12), torch.zeros(1, dtype=torch.int32)
+    if bits & 1:
+        logits[17, 3] = NAN
+    if bits & 2:
+        logits[39, 11] = -INF
+    weights, ids = ops.moe_gate(logits, None, 4, error=error, num_shared=2)
+    assert error.item() == bits
+    assert ids[:, 4:].tolist() == [[12, 13]] * 40
+    assert weights[:, 4:].eq(1).all()
+    ops.moe_gate(torch.zeros(1, 12), None, 4, error=error)
+    assert error.item() == bits, "nothing is cleared"
 
 
 @pytest.mark.parametrize("scoring_func", ["sigmoid", "softmax"])
@@ -215,6 +294,44 @@ def test_moe_plan(m: int, first: int, num_local: int) -> None:
     for a, b in zip(got[:3], reference.moe_plan(ids, num_local, first), strict=True):
         assert torch.equal(a, b)
     assert_repeatable(lambda: ops.moe_plan(ids, num_local, first))
+
+
+@pytest.mark.parametrize("m", [0, 1, 5, 64, 1000])
+@pytest.mark.parametrize("block_rows", [1, 64])
+def test_moe_plan_tiles_replicas_and_loads(m: int, block_rows: int) -> None:
+    generator = torch.Generator().manual_seed(m)
+    ids = torch.randint(-1, 12, (m, 4), generator=generator, dtype=torch.int32)
+    replicas = torch.tensor([[i, 12 + i if i % 3 else -1] for i in range(11)], dtype=torch.int32)
+    loads = torch.full((11,), 7)
+    got = ops.moe_plan(ids, 20, 2, replicas=replicas, block_rows=block_rows, loads=loads)
+    physical = reference.physical_ids(ids, replicas)
+    for a, b in zip(got[:3], reference.moe_plan(physical, 20, 2), strict=True):
+        assert torch.equal(a, b)
+    want = reference.tile_map(got.offsets, block_rows)
+    assert got.tiles is not None
+    assert got.num_tiles is not None
+    assert got.num_tiles.item() == len(want)
+    assert torch.equal(got.tiles[: len(want)], want)
+    counts = torch.tensor([(ids == e).sum() for e in range(11)])
+    assert torch.equal(loads, counts + 7)
+
+
+@pytest.mark.parametrize("m", [0, 1, 40])
+def test_moe_route_is_its_three_parts(m: int) -> None:
+    x, weight, bias = torch.randn(m, 40), torch.randn(24, 40), torch.randn(24) * 0.1
+    error, counter = (torch.zeros(1, dtype=torch.int32) for _ in range(2))
+    options = {"num_shared": 1, "block_rows": 16, "error": error, "counter": counter}
+    got = ops.moe_route(x, weight, bias, 4, 6, 3, **options)
+    logits = ops.router_gemm(x, weight)
+    weights, ids = ops.moe_gate(logits, bias, 4, 6, 3, num_shared=1)
+    plan = ops.moe_plan(ids, 25, block_rows=16)
+    for a, b in zip((got.logits, got.weights, got.ids), (logits, weights, ids), strict=True):
+        assert torch.equal(a, b)
+    for a, b in zip(got.plan[:3], plan[:3], strict=True):
+        assert torch.equal(a, b)
+    assert counter.item() == error.item() == 0
+    local = ops.moe_route(x, weight, bias, 4, 6, 3, first_expert=6, num_local=6)
+    assert torch.equal(local.plan.offsets, ops.moe_plan(local.ids, 6, 6).offsets)
 
 
 def test_moe_plan_hostile_ids() -> None:

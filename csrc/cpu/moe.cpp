@@ -1,6 +1,9 @@
-// CPU boundary of moe_gate, moe_plan, moe_route, moe_finalize.
+// CPU boundary of moe_gate, moe_plan, moe_route, moe_permute_fp8, moe_finalize.
+#include <cstring>
+
 #include "cpu/dtype.h"
 #include "cpu/isa.h"
+#include "cpu/norm_quantize.h"
 #include "cpu/parallel.h"
 #include "cpu/router.h"
 #include "host/moe_check.h"
@@ -165,18 +168,20 @@ void moe_route(const Tensor& x, const Tensor& weight, OptionalTensor bias, int64
 }
 
 void moe_finalize(const Tensor& y, const Tensor& token_row, const Tensor& weights,
-                  const OptionalTensor& shared, const Tensor& out) {
+                  OptionalTensor shared, OptionalTensor out, OptionalTensor residual,
+                  OptionalTensor norm_weight, double eps, OptionalTensor normed, OptionalTensor q,
+                  OptionalTensor scale) {
   Checker check("moe_finalize");
-  Dim rows("rows"), m("m"), n("n"), top_k("top_k");
-  check("y", y).shape({rows, n}).dtype(kActivations).last_dim_contiguous();
-  check("token_row", token_row).shape({m, top_k}).dtype({ScalarType::Int}).contiguous();
-  check("weights", weights).shape({m, top_k}).dtype({ScalarType::Float}).contiguous();
-  if (shared) check("shared", *shared).shape({m, n}).same_dtype("y", y).last_dim_contiguous();
-  check("out", out).shape({m, n}).same_dtype("y", y).last_dim_contiguous();
+  const FinalizeTensors tensors{y,   token_row, weights,     shared,
+                                out, residual,  norm_weight, {normed, q, scale}};
+  const FinalizeSizes sizes = check_finalize(check, tensors);
+  check("y", y).dtype(kActivations);
+  if (norm_weight) check("norm_weight", *norm_weight).dtype(kActivations);
+  const int64_t m = sizes.m, n = sizes.n, top_k = sizes.top_k;
   const int32_t* row_of = static_cast<const int32_t*>(token_row.const_data_ptr());
   for (int64_t i = 0; i < m * top_k; ++i) {
-    if (row_of[i] < -1 || row_of[i] >= rows) {
-      check.fail("token_row: expected -1 or a row below " + got("rows", rows) + ", got " +
+    if (row_of[i] < -1 || row_of[i] >= sizes.rows) {
+      check.fail("token_row: expected -1 or a row below " + got("rows", sizes.rows) + ", got " +
                  std::to_string(row_of[i]));
     }
   }
@@ -186,16 +191,75 @@ void moe_finalize(const Tensor& y, const Tensor& token_row, const Tensor& weight
                              .top_k = top_k,
                              .stride_y_m = y.stride(0),
                              .stride_shared_m = shared ? shared->stride(0) : 0,
-                             .stride_out_m = out.stride(0),
+                             .stride_out_m = out ? out->stride(0) : n,
                              .y = y.const_data_ptr(),
                              .token_row = row_of,
                              .weights = static_cast<const float*>(weights.const_data_ptr()),
                              .shared = shared ? shared->const_data_ptr() : nullptr,
-                             .out = out.mutable_data_ptr()};
+                             .out = out ? out->mutable_data_ptr() : nullptr};
+  const AddArgs add{.dtype = args.dtype,
+                    .n = n,
+                    .stride_x_m = args.stride_out_m,
+                    .stride_out_m = residual ? residual->stride(0) : 0,
+                    .x = args.out,
+                    .out = residual ? residual->mutable_data_ptr() : nullptr};
+  std::optional<NormQuantize> norm;
+  if (norm_weight) norm.emplace(*residual, *norm_weight, eps, tensors.norm);
+  const int64_t element_bytes = args.dtype == Dtype::kFloat32 ? 4 : 2;
   const int64_t elements = n * (top_k + 1);
   const int64_t chunk = elements >= kElementsPerChunk ? 1 : kElementsPerChunk / elements;
-  parallel_chunks(m, chunk,
-                  [&](int64_t begin, int64_t end) { kernels().moe.finalize(args, begin, end); });
+  parallel_chunks(m, chunk, [&](int64_t begin, int64_t end) {
+    if (args.out != nullptr) {
+      kernels().moe.finalize(args, begin, end);
+      if (add.out != nullptr) kernels().norm.add(add, begin, end);
+    } else {
+      for (int64_t token = begin; token < end; ++token) {  // the sum itself lives in scratch
+        MoeFinalizeArgs one = args;
+        one.token_row += token * top_k;
+        one.weights += token * top_k;
+        if (one.shared != nullptr) {
+          one.shared =
+              static_cast<const char*>(one.shared) + token * one.stride_shared_m * element_bytes;
+        }
+        one.out = thread_scratch(n);
+        kernels().moe.finalize(one, 0, 1);
+        AddArgs row = add;
+        row.x = one.out;
+        row.out = static_cast<char*>(add.out) + token * add.stride_out_m * element_bytes;
+        kernels().norm.add(row, 0, 1);
+      }
+    }
+    if (norm) norm->run(begin, end);
+  });
+}
+
+void moe_permute_fp8(const Tensor& q, const Tensor& scale, const Tensor& row_token,
+                     const Tensor& q_out, const Tensor& scale_out) {
+  Checker check("moe_permute_fp8");
+  const PermuteSizes sizes = check_permute(check, q, scale, row_token, q_out, scale_out);
+  const int32_t* token_of = static_cast<const int32_t*>(row_token.const_data_ptr());
+  for (int64_t i = 0; i < sizes.rows; ++i) {
+    check.require(token_of[i] >= -1 && token_of[i] < sizes.m,
+                  "row_token: expected -1 or a token below " + got("m", sizes.m) + ", got " +
+                      std::to_string(token_of[i]));
+  }
+  const char* from = static_cast<const char*>(q.const_data_ptr());
+  char* to = static_cast<char*>(q_out.mutable_data_ptr());
+  const float* scale_from = static_cast<const float*>(scale.const_data_ptr());
+  float* scale_to = static_cast<float*>(scale_out.mutable_data_ptr());
+  const int64_t stride_q = q.stride(0), stride_q_out = q_out.stride(0);
+  const int64_t stride_scale = scale.stride(0), stride_scale_out = scale_out.stride(0);
+  const int64_t chunk = sizes.n >= kElementsPerChunk ? 1 : kElementsPerChunk / (sizes.n + 1);
+  parallel_chunks(sizes.rows, chunk, [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row) {
+      const int64_t token = token_of[row];
+      if (token < 0) continue;
+      std::memcpy(to + row * stride_q_out, from + token * stride_q, sizes.n);
+      for (int64_t group = 0; group < sizes.groups; ++group) {
+        scale_to[group * stride_scale_out + row] = scale_from[group * stride_scale + token];
+      }
+    }
+  });
 }
 
 }  // namespace
@@ -205,5 +269,6 @@ STABLE_TORCH_LIBRARY_IMPL(seekernel, CPU, m) {
   m.impl("moe_gate", TORCH_BOX(&seekernel::cpu::moe_gate));
   m.impl("moe_plan", TORCH_BOX(&seekernel::cpu::moe_plan));
   m.impl("moe_route", TORCH_BOX(&seekernel::cpu::moe_route));
+  m.impl("moe_permute_fp8", TORCH_BOX(&seekernel::cpu::moe_permute_fp8));
   m.impl("moe_finalize", TORCH_BOX(&seekernel::cpu::moe_finalize));
 }

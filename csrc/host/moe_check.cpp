@@ -95,4 +95,42 @@ PlanSizes check_plan(const Checker& check, const Tensor& ids, int64_t first_expe
           plan.replicas ? num_replicas.value() : 0};
 }
 
+FinalizeSizes check_finalize(const Checker& check, const FinalizeTensors& tensors) {
+  Dim rows("rows"), m("m"), n("n"), top_k("top_k");
+  const Tensor& y = tensors.y;
+  const auto like_y = [&](const char* name, const Tensor& tensor) {
+    check(name, tensor).shape({m, n}).same_dtype("y", y).same_device("y", y).last_dim_contiguous();
+  };
+  check("y", y).shape({rows, n}).dtype({ScalarType::Float, ScalarType::BFloat16});
+  check("y", y).last_dim_contiguous();
+  check("token_row", tensors.token_row).shape({m, top_k}).dtype({ScalarType::Int}).contiguous();
+  check("token_row", tensors.token_row).same_device("y", y);
+  check("weights", tensors.weights).shape({m, top_k}).dtype({ScalarType::Float}).contiguous();
+  check("weights", tensors.weights).same_device("y", y);
+  if (tensors.shared) like_y("shared", *tensors.shared);
+  if (tensors.out) like_y("out", *tensors.out);
+  if (tensors.residual) like_y("residual", *tensors.residual);
+  check.require(tensors.out || tensors.residual,
+                "out, residual: expected at least one of them, got neither");
+  if (tensors.norm_weight) {
+    check("norm_weight", *tensors.norm_weight).shape({n}).same_device("y", y).contiguous();
+    check.require(tensors.residual.has_value(), "residual: expected with norm_weight, got None");
+    check_norm_outputs(check, "normed", tensors.norm, m, n, "y", y);
+  } else {
+    check.require(!tensors.norm.out && !tensors.norm.q && !tensors.norm.scale,
+                  "normed, q, scale: expected with norm_weight only");
+  }
+  return {rows, m, n, top_k};
+}
+
+PermuteSizes check_permute(const Checker& check, const Tensor& q, const Tensor& scale,
+                           const Tensor& row_token, const Tensor& q_out, const Tensor& scale_out) {
+  Dim m("m"), rows("rows"), n("n");
+  check("row_token", row_token).shape({rows}).dtype({ScalarType::Int}).contiguous();
+  check("row_token", row_token).same_device("q", q);
+  check_quantized(check, "q", q, "scale", scale, m, n, "row_token", row_token);
+  check_quantized(check, "q_out", q_out, "scale_out", scale_out, rows, n, "q", q);
+  return {m, rows, n, (n + 127) / 128};
+}
+
 }  // namespace seekernel

@@ -3,7 +3,7 @@
 
 #include <string>
 
-#include "host/check.h"
+#include "host/fused_check.h"
 
 namespace seekernel {
 
@@ -46,5 +46,30 @@ struct PlanSizes {
 
 PlanSizes check_plan(const Checker& check, const Tensor& ids, int64_t first_expert,
                      const PlanTensors& plan);
+
+struct FinalizeTensors {
+  const Tensor& y;
+  const Tensor& token_row;
+  const Tensor& weights;
+  const OptionalTensor& shared;
+  const OptionalTensor& out;
+  const OptionalTensor& residual;
+  const OptionalTensor& norm_weight;
+  NormOutputs norm;  // none, or one at least with norm_weight
+};
+
+struct FinalizeSizes {
+  int64_t rows, m, n, top_k;
+};
+
+// The dtypes of y and of norm_weight are the device's business.
+FinalizeSizes check_finalize(const Checker& check, const FinalizeTensors& tensors);
+
+struct PermuteSizes {
+  int64_t m, rows, n, groups;
+};
+
+PermuteSizes check_permute(const Checker& check, const Tensor& q, const Tensor& scale,
+                           const Tensor& row_token, const Tensor& q_out, const Tensor& scale_out);
 
 }  // namespace seekernel

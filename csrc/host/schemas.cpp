@@ -75,15 +75,24 @@ STABLE_TORCH_LIBRARY(seekernel, m) {
       "Tensor(g!)? tiles=None, Tensor(h!)? num_tiles=None, Tensor(i!)? loads=None, "
       "Tensor(j!)? error=None, int num_shared=0, Tensor(k!)? counter=None) -> ()");
   m.def(
-      "moe_finalize(Tensor y, Tensor token_row, Tensor weights, Tensor? shared, "
-      "Tensor(a!) out) -> ()");
+      "moe_finalize(Tensor y, Tensor token_row, Tensor weights, Tensor? shared, Tensor(a!)? out, "
+      "Tensor(b!)? residual=None, Tensor? norm_weight=None, float eps=1e-06, "
+      "Tensor(c!)? normed=None, Tensor(d!)? q=None, Tensor(e!)? scale=None) -> ()");
+  m.def(
+      "moe_permute_fp8(Tensor q, Tensor scale, Tensor row_token, Tensor(a!) q_out, "
+      "Tensor(b!) scale_out) -> ()");
 
   // norms and activations
   m.def("rms_norm(Tensor x, Tensor weight, float eps, Tensor(a!) out) -> ()");
   m.def(
       "add_rms_norm(Tensor x, Tensor(a!) residual, Tensor weight, float eps, Tensor(b!) out) "
       "-> ()");
+  m.def(
+      "add_rms_norm_quantize(Tensor? x, Tensor(a!) residual, Tensor weight, float eps, "
+      "Tensor(b!)? out, Tensor(c!)? q, Tensor(d!)? scale, Tensor? token_ids=None, "
+      "Tensor? embedding=None) -> ()");
   m.def("silu_mul(Tensor x, Tensor(a!) out) -> ()");
+  m.def("silu_mul_quantize(Tensor x, Tensor(a!) q, Tensor(b!) scale) -> ()");
 
   // sampling
   m.def(

@@ -27,7 +27,7 @@ namespace seekernel::cpu::SEEKERNEL_ISA {
 #include "cpu/kernels/sampling.inl"
 
 const KernelTable kTable = {
-    .norm = {rms_norm, silu_mul},
+    .norm = {rms_norm, silu_mul, embed, add},
     .quantize = {quantize_fp8_1x128, quantize_fp8_128x128, dequantize_fp8_128x128,
                  quantize_int4_g128},
     .moe = {moe_gate, moe_finalize},

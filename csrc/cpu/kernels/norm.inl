@@ -83,3 +83,40 @@ static void silu_mul(const SiluMulArgs& args, int64_t row_begin, int64_t row_end
   if (args.dtype == Dtype::kFloat32) return silu_mul_rows<float>(args, row_begin, row_end);
   silu_mul_rows<bfloat16>(args, row_begin, row_end);
 }
+
+template <class T, class E>
+static void embed_rows(const EmbedArgs& args, int64_t row_begin, int64_t row_end) {
+  const int64_t n_vector = args.n - args.n % kWidth;
+  for (int64_t row = row_begin; row < row_end; ++row) {
+    const E* from = static_cast<const E*>(args.table) + args.ids[row] * args.stride_table;
+    T* out = static_cast<T*>(args.out) + row * args.stride_out_m;
+    for (int64_t i = 0; i < n_vector; i += kWidth) store(out + i, load(from + i));
+    for (int64_t i = n_vector; i < args.n; ++i) store_one(out + i, to_float(from[i]));
+  }
+}
+
+static void embed(const EmbedArgs& args, int64_t row_begin, int64_t row_end) {
+  const bool wide = args.dtype == Dtype::kFloat32;
+  const bool wide_table = args.table_dtype == Dtype::kFloat32;
+  if (wide && wide_table) return embed_rows<float, float>(args, row_begin, row_end);
+  if (wide) return embed_rows<float, bfloat16>(args, row_begin, row_end);
+  if (wide_table) return embed_rows<bfloat16, float>(args, row_begin, row_end);
+  embed_rows<bfloat16, bfloat16>(args, row_begin, row_end);
+}
+
+template <class T>
+static void add_rows(const AddArgs& args, int64_t row_begin, int64_t row_end) {
+  const int64_t n_vector = args.n - args.n % kWidth;
+  for (int64_t row = row_begin; row < row_end; ++row) {
+    const T* x = static_cast<const T*>(args.x) + row * args.stride_x_m;
+    T* out = static_cast<T*>(args.out) + row * args.stride_out_m;
+    for (int64_t i = 0; i < n_vector; i += kWidth) store(out + i, load(out + i) + load(x + i));
+    for (int64_t i = n_vector; i < args.n; ++i)
+      store_one(out + i, to_float(out[i]) + to_float(x[i]));
+  }
+}
+
+static void add(const AddArgs& args, int64_t row_begin, int64_t row_end) {
+  if (args.dtype == Dtype::kFloat32) return add_rows<float>(args, row_begin, row_end);
+  add_rows<bfloat16>(args, row_begin, row_end);
+}

@@ -25,8 +25,9 @@ VARIABLES = ("OMP_", "MKL_", "GOMP_", "KMP_", "SEEKERNEL_", "CUDA_", "NCCL_")
     "--model_dir", metavar="DIR", help="Checkpoint directory.  [default: the bundled one]"
 )
 @click.option("--ops", "with_ops", is_flag=True, help="Show which implementation serves each op.")
+@click.option("--layer", "with_layer", is_flag=True, help="Count the op calls of a decoder layer.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def info(model_dir: str | None, with_ops: bool, as_json: bool) -> None:
+def info(model_dir: str | None, with_ops: bool, with_layer: bool, as_json: bool) -> None:
     """Show versions, what was built, CPU, GPUs and the checkpoint found."""
     report: dict[str, dict[str, Any] | list[str]] = {
         "versions": versions(),
@@ -40,6 +41,8 @@ def info(model_dir: str | None, with_ops: bool, as_json: bool) -> None:
     }
     if with_ops:
         report["ops"] = ops()
+    if with_layer:
+        report["layer"] = layer(model_dir)
     if as_json:
         click.echo(json.dumps(report, ensure_ascii=False, indent=2))
         return
@@ -51,6 +54,19 @@ def info(model_dir: str | None, with_ops: bool, as_json: bool) -> None:
                 click.echo(f"  {name:<{width}} {value}")
         else:
             click.echo(f"{section}: {', '.join(content) or 'none'}")
+
+
+def layer(model_dir: str | None) -> dict[str, str]:
+    """Return the op calls of one decode step, in all and by name, of each kind of layer."""
+    from seekernel.engine.checkpoint import resolve_model_dir
+    from seekernel.model import ModelConfig
+    from seekernel.model.op_count import layer_ops
+
+    report = {}
+    for kind, calls in layer_ops(ModelConfig.from_dir(resolve_model_dir(model_dir))).items():
+        names = (f"{count} {name}" if count > 1 else name for name, count in calls.items())
+        report[kind] = f"{sum(calls.values())} calls: {', '.join(names)}"
+    return report
 
 
 def versions() -> dict[str, str]:

@@ -23,9 +23,25 @@ from seekernel.ops.gemm import (
     router_gemm,
     w4a8_grouped_gemm_nt,
 )
-from seekernel.ops.moe import MoePlan, Routing, moe_finalize, moe_gate, moe_plan, moe_route
+from seekernel.ops.moe import (
+    MoePlan,
+    Routing,
+    moe_finalize,
+    moe_finalize_norm,
+    moe_gate,
+    moe_permute_fp8,
+    moe_plan,
+    moe_route,
+)
 from seekernel.ops.mtp import mtp_verify_rejection, mtp_verify_relaxed, mtp_verify_strict
-from seekernel.ops.norm import add_rms_norm, rms_norm, silu_mul
+from seekernel.ops.norm import (
+    NormedRows,
+    add_rms_norm,
+    add_rms_norm_quantize,
+    rms_norm,
+    silu_mul,
+    silu_mul_quantize,
+)
 from seekernel.ops.quantize import (
     dequantize_fp8_128x128,
     quantize_fp8_1x128,
@@ -53,9 +69,11 @@ __all__ = [
     "Logprobs",
     "MlaDecodePlan",
     "MoePlan",
+    "NormedRows",
     "Penalties",
     "Routing",
     "add_rms_norm",
+    "add_rms_norm_quantize",
     "add_token_counts",
     "bmm_nt",
     "dequantize_fp8_128x128",
@@ -74,7 +92,9 @@ __all__ = [
     "mla_prefill",
     "mla_prepare",
     "moe_finalize",
+    "moe_finalize_norm",
     "moe_gate",
+    "moe_permute_fp8",
     "moe_plan",
     "moe_route",
     "mtp_verify_rejection",
@@ -89,6 +109,7 @@ __all__ = [
     "router_gemm",
     "sample",
     "silu_mul",
+    "silu_mul_quantize",
     "token_logprobs",
     "w4a8_grouped_gemm_nt",
 ]

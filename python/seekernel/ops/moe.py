@@ -9,11 +9,13 @@ from torch import Tensor
 
 from seekernel import _extension as _extension
 from seekernel.ops._fakes import register_fakes
+from seekernel.ops.norm import NormedRows
 
 _moe_gate = torch.ops.seekernel.moe_gate.default
 _moe_plan = torch.ops.seekernel.moe_plan.default
 _moe_route = torch.ops.seekernel.moe_route.default
 _moe_finalize = torch.ops.seekernel.moe_finalize.default
+_moe_permute_fp8 = torch.ops.seekernel.moe_permute_fp8.default
 
 
 class MoePlan(NamedTuple):
@@ -28,6 +30,13 @@ class MoePlan(NamedTuple):
     token_row: Tensor
     tiles: Tensor | None = None
     num_tiles: Tensor | None = None
+
+    @property
+    def tile_map(self) -> tuple[Tensor, Tensor] | None:
+        """(tiles, num_tiles) as grouped GEMMs take them."""
+        if self.tiles is None or self.num_tiles is None:
+            return None
+        return self.tiles, self.num_tiles
 
     @staticmethod
     def empty(ids: Tensor, num_local: int, block_rows: int | None = None) -> MoePlan:
@@ -230,8 +239,12 @@ def moe_finalize(
         y: [rows, n] float32 or bfloat16, last dim contiguous.  token_row: [m, top_k] int32, -1 for
             a term to leave out.  weights: [m, top_k] float32.  shared: [m, n] in the dtype of y.
         out: [m, n] in the dtype of y; allocated when not given.
+        On a CUDA device y is bfloat16, n is a multiple of 8 up to 16384 and rows start at multiples
+        of 16 bytes.
     Returns: out. Summed in float32 in the order of j, shared last, rounded once.
-    Errors: RuntimeError naming the tensor, expected and got.  Writes: out.
+    Errors: RuntimeError naming the tensor, expected and got. A row beyond y is an error on the CPU
+        and left out on a CUDA device.
+    Writes: out.
     """
     if out is None:
         out = y.new_empty(token_row.shape[0], y.shape[1])
@@ -239,4 +252,64 @@ def moe_finalize(
     return out
 
 
-register_fakes("moe_gate", "moe_plan", "moe_route", "moe_finalize")
+def moe_finalize_norm(
+    y: Tensor,
+    token_row: Tensor,
+    weights: Tensor,
+    residual: Tensor,
+    norm_weight: Tensor,
+    eps: float,
+    shared: Tensor | None = None,
+    quantize: bool = False,
+    out: NormedRows | None = None,
+) -> NormedRows:
+    """moe_finalize, then add_rms_norm_quantize: the same bits in one launch.
+
+        residual += moe_finalize(y, token_row, weights, shared)
+        x = rms_norm(residual, norm_weight, eps);  q, scale = quantize_fp8_1x128(x)
+
+    Args:
+        y .. weights, shared: as in moe_finalize.  residual: [m, n] in the dtype of y.
+        norm_weight: [n] float32 or bfloat16.  eps: as in rms_norm.
+        quantize, out: as in add_rms_norm_quantize.
+    Returns: out.
+    Errors: as in moe_finalize.
+    Writes: residual, out.
+    """
+    if out is None:
+        out = NormedRows.empty(residual, quantize)
+    _moe_finalize(y, token_row, weights, shared, None, residual, norm_weight, eps, *out)
+    return out
+
+
+def moe_permute_fp8(
+    q: Tensor,
+    scale: Tensor,
+    row_token: Tensor,
+    q_out: Tensor | None = None,
+    scale_out: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Rows of tokens into the order of a plan, with their scales.
+
+        q_out[r] = q[row_token[r]];  scale_out[:, r] = scale[:, row_token[r]]
+
+    Args:
+        q: [m, n] float8_e4m3fn, last dim contiguous (CUDA: n a multiple of 16).
+        scale: [ceil(n/128), round_up(m, 4)] float32.  row_token: [rows] int32, -1 for a row to
+            leave alone.
+        q_out: [rows, n], scale_out: [ceil(n/128), round_up(rows, 4)]; allocated when not given.
+    Returns: (q_out, scale_out).
+    Errors: RuntimeError naming the tensor, expected and got. A token beyond m is an error on the
+        CPU and left alone on a CUDA device.
+    Writes: q_out and scale_out, but for rows of -1.
+    """
+    rows = row_token.shape[0]
+    if q_out is None:
+        q_out = q.new_empty(rows, q.shape[1])
+    if scale_out is None:
+        scale_out = scale.new_empty(scale.shape[0], (rows + 3) // 4 * 4)
+    _moe_permute_fp8(q, scale, row_token, q_out, scale_out)
+    return q_out, scale_out
+
+
+register_fakes("moe_gate", "moe_plan", "moe_route", "moe_finalize", "moe_permute_fp8")

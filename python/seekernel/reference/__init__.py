@@ -28,8 +28,22 @@ from seekernel.reference.gemm import (
     router_gemm,
     w4a8_grouped_gemm_nt,
 )
-from seekernel.reference.moe import moe_choices, moe_finalize, moe_gate, moe_plan
-from seekernel.reference.norm import add_rms_norm, rms_norm, silu_mul
+from seekernel.reference.moe import (
+    moe_choices,
+    moe_finalize,
+    moe_gate,
+    moe_permute_fp8,
+    moe_plan,
+    physical_ids,
+    tile_map,
+)
+from seekernel.reference.norm import (
+    add_rms_norm,
+    add_rms_norm_quantize,
+    rms_norm,
+    silu_mul,
+    silu_mul_quantize,
+)
 from seekernel.reference.quantize import (
     dequantize_fp8_128x128,
     dequantize_int4_g128,
@@ -41,6 +55,7 @@ from seekernel.reference.quantize import (
 
 __all__ = [
     "add_rms_norm",
+    "add_rms_norm_quantize",
     "attention",
     "bmm_nt",
     "dequantize_fp8_128x128",
@@ -62,7 +77,9 @@ __all__ = [
     "moe_choices",
     "moe_finalize",
     "moe_gate",
+    "moe_permute_fp8",
     "moe_plan",
+    "physical_ids",
     "quantize_fp8_1x128",
     "quantize_fp8_128x128",
     "quantize_int4_g128",
@@ -71,6 +88,8 @@ __all__ = [
     "rope_interleaved",
     "router_gemm",
     "silu_mul",
+    "silu_mul_quantize",
+    "tile_map",
     "to_e4m3",
     "w4a8_grouped_gemm_nt",
 ]

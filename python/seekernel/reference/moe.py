@@ -1,4 +1,4 @@
-"""References of moe_gate, moe_plan, moe_finalize."""
+"""References of moe_gate, moe_plan, moe_permute_fp8, moe_finalize."""
 
 from __future__ import annotations
 
@@ -65,6 +65,40 @@ def moe_plan(ids: Tensor, num_local: int, first_expert: int = 0) -> tuple[Tensor
         offsets.append(len(row_token))
     row_token += [-1] * (ids.numel() - len(row_token))
     return ids.new_tensor(offsets), ids.new_tensor(row_token), token_row
+
+
+def physical_ids(ids: Tensor, replicas: Tensor) -> Tensor:
+    """Return replicas[id][(t + j) % their number] for each id, -1 where there is none."""
+    result = torch.full_like(ids, -1)
+    for t, row in enumerate(ids.tolist()):
+        for j, chosen in enumerate(row):
+            copies = [r for r in replicas[chosen].tolist() if r >= 0] if 0 <= chosen < len(replicas) else []  # fmt: skip
+            if copies:
+                result[t, j] = copies[(t + j) % len(copies)]
+    return result
+
+
+def tile_map(offsets: Tensor, block_rows: int) -> Tensor:
+    """Return [num_tiles, 4] int32: {group, first row, rows, 0} per block of each group's rows."""
+    ends = offsets.tolist()
+    tiles = [
+        (group, row, min(block_rows, ends[group + 1] - row), 0)
+        for group in range(len(ends) - 1)
+        for row in range(ends[group], ends[group + 1], block_rows)
+    ]
+    return offsets.new_tensor(tiles).view(-1, 4)
+
+
+def moe_permute_fp8(
+    q: Tensor, scale: Tensor, row_token: Tensor, q_out: Tensor, scale_out: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return q_out and scale_out with the rows that row_token names replaced."""
+    q_out, scale_out = q_out.clone(), scale_out.clone()
+    rows = (row_token >= 0).nonzero().flatten()
+    tokens = row_token[rows].long()
+    q_out.view(torch.uint8)[rows] = q.view(torch.uint8)[tokens]
+    scale_out[:, rows] = scale[:, tokens]
+    return q_out, scale_out
 
 
 def moe_finalize(

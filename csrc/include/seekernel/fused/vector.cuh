@@ -36,19 +36,23 @@ SEEKERNEL_DEVICE void load(float (&v)[kVector], const float* p) {
   }
 }
 
+// Eight bfloat16 values, the first in the low half of x.
+SEEKERNEL_DEVICE void unpack(float (&v)[8], uint4 raw) {
+  const uint32_t words[4] = {raw.x, raw.y, raw.z, raw.w};
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    v[2 * i] = to_float(words[i] & 0xffffu);
+    v[2 * i + 1] = __uint_as_float(words[i] & 0xffff0000u);
+  }
+}
+
 template <int kVector>
 SEEKERNEL_DEVICE void load(float (&v)[kVector], const bfloat16_t* p) {
   static_assert(kVector == 8 || kVector == 1, "one 16-byte load, or one value");
   if constexpr (kVector == 1) {
     v[0] = to_float(p->bits);
   } else {
-    const uint4 raw = *reinterpret_cast<const uint4*>(p);
-    const uint32_t words[4] = {raw.x, raw.y, raw.z, raw.w};
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      v[2 * i] = to_float(words[i] & 0xffffu);
-      v[2 * i + 1] = __uint_as_float(words[i] & 0xffff0000u);
-    }
+    unpack(v, *reinterpret_cast<const uint4*>(p));
   }
 }
 
