@@ -207,3 +207,26 @@ def launch_token_logprobs(
     shapes = ([r], [r], [r, num_top], [r, num_top])
     a, b, c, d = (unguarded(o, s) for o, s in zip(outputs, shapes, strict=True))
     return a, b, c, d
+
+
+def chi_square_fits(ids: Tensor, probabilities: Tensor) -> bool:
+    """Whether draws come from a distribution: false for one true one in a million.
+
+    ids: [n] drawn tokens.  probabilities: [v] float64; a token of probability 0 must not be drawn.
+    Tokens expected fewer than five times are counted as one. The limit is that of Wilson and
+    Hilferty (1931).
+    """
+    counts = torch.bincount(ids.long(), minlength=len(probabilities)).double()
+    expected = probabilities * len(ids)
+    if counts[expected == 0].any():
+        return False
+    rare = expected < 5
+    groups = torch.cat((expected[~rare], expected[rare].sum()[None]))
+    seen = torch.cat((counts[~rare], counts[rare].sum()[None]))
+    seen, groups = seen[groups > 0], groups[groups > 0]
+    statistic = float(((seen - groups) ** 2 / groups).sum())
+    freedom = len(groups) - 1
+    if freedom == 0:
+        return True
+    spread = 2 / (9 * freedom)
+    return statistic <= freedom * (1 - spread + 4.75 * spread**0.5) ** 3

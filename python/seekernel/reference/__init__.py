@@ -34,11 +34,19 @@ from seekernel.reference.quantize import (
     quantize_fp8_128x128,
     to_e4m3,
 )
+from seekernel.reference.sampling import (
+    changed_logits,
+    mtp_verify_relaxed,
+    mtp_verify_strict,
+    sample_probs,
+    token_logprobs,
+)
 
 __all__ = [
     "add_rms_norm",
     "attention",
     "bmm_nt",
+    "changed_logits",
     "dequantize_fp8_128x128",
     "fp8_bmm_nt",
     "fp8_gemm_nt",
@@ -57,12 +65,16 @@ __all__ = [
     "moe_finalize",
     "moe_gate",
     "moe_plan",
+    "mtp_verify_relaxed",
+    "mtp_verify_strict",
     "quantize_fp8_1x128",
     "quantize_fp8_128x128",
     "quantize_latent",
     "rms_norm",
     "rope_interleaved",
     "router_gemm",
+    "sample_probs",
     "silu_mul",
     "to_e4m3",
+    "token_logprobs",
 ]
