@@ -92,14 +92,21 @@ struct Consumer {
     }
   }
 
-  // total = the sum over the K blocks. Two banks of partial sums: one is promoted while the other
-  // is multiplied.
+  // total = the sum over the K blocks.
   template <int kN>
   SEEKERNEL_DEVICE void multiply(float (&total)[Config::kHalves][kN / 2], slot_t& slot,
                                  int num_blocks) const {
     if constexpr (Config::kHalves == 2) {
-      multiply_parts<kN>(total[0], total[1], slot, num_blocks, {0, 0, true, false},
-                         {1, 0, false, true});
+      // Both of a K block are in flight at once; across blocks the other warpgroup fills the gaps.
+      constexpr part_t kGate{0, 0, true, false}, kUp{1, 0, false, true};
+      float gate[kN / 2], up[kN / 2];
+      for (int block = 0; block < num_blocks; ++block) {
+        issue<kN>(gate, slot, kGate);
+        issue<kN>(up, slot, kUp);
+        promote<1>(total[0], gate, slot, kGate);
+        promote<0>(total[1], up, slot, kUp);
+        slot.advance(num_stages);
+      }
     } else if constexpr (kN == 8 || kN > 64) {
       // One bank: four FMAs are not worth a second one, and for many tokens there are no registers;
       // for 128 of them the bank takes 64 at a time. The other warpgroup fills the gaps.
@@ -119,7 +126,7 @@ struct Consumer {
     }
   }
 
-  // One group per K block; the banks take turns from block to block.
+  // Two banks of partial sums take turns: one is promoted while the other is multiplied.
   template <int kN>
   SEEKERNEL_DEVICE void multiply_blocks(float* total, slot_t& slot, int num_blocks) const {
     constexpr part_t kWhole{0, 0, true, true};
@@ -145,26 +152,6 @@ struct Consumer {
     } else {
       promote<0>(total, even, slot, kWhole);
     }
-    slot.advance(num_stages);
-  }
-
-  // Two groups per K block, a bank for each.
-  template <int kN>
-  SEEKERNEL_DEVICE void multiply_parts(float* total_a, float* total_b, slot_t& slot,
-                                       int num_blocks, part_t a, part_t b) const {
-    float partial_a[kN / 2], partial_b[kN / 2];
-    issue<kN>(partial_a, slot, a);
-    for (int block = 0; block + 1 < num_blocks; ++block) {
-      issue<kN>(partial_b, slot, b);
-      promote<1>(total_a, partial_a, slot, a);
-      const slot_t before = slot;
-      slot.advance(num_stages);
-      issue<kN>(partial_a, slot, a);
-      promote<1>(total_b, partial_b, before, b);
-    }
-    issue<kN>(partial_b, slot, b);
-    promote<1>(total_a, partial_a, slot, a);
-    promote<0>(total_b, partial_b, slot, b);
     slot.advance(num_stages);
   }
 
