@@ -12,12 +12,14 @@ import torch
 from torch import Tensor
 
 from seekernel import reference
+from seekernel.reference.attention import quantize_latent
 from tests.emulator.launch import Array, Buffer, Device, ElementType, Swizzle, TensorMap
 from tests.kernel_testing import BuiltKernel, build
-from tests.mla_testing import BF16, int32, offsets, paged
+from tests.mla_testing import BF16, HUGE, int32, offsets, paged, paged_fp8
 from tests.op_testing import assert_error_within
 
 SCALE = 0.0721
+KV_SCALE = 0.0137
 D_QK, D_V, BLOCK = 576, 512, 64
 SHARED_BYTES = 232448
 Edits = Mapping[str, Sequence[tuple[str, str]]]
@@ -31,6 +33,7 @@ class Case:
     Args:
         s_kv, s_q: lengths by request.
         parts: CTAs along the plan; split_tokens: 0 is balanced.
+        cache: "values" of dtype, or FP8 "blocks" (656 bytes) or "flat" (576).
         ramp: keys grow with their position, so that the running maximum keeps moving.
     """
 
@@ -44,6 +47,7 @@ class Case:
     ramp: bool = False
     row_blocks: int = 0
     dtype: torch.dtype = BF16
+    cache: str = "values"
 
     @property
     def queries(self) -> tuple[int, ...]:
@@ -54,8 +58,9 @@ class Case:
         s_q = f"-q{self.s_q}" if self.s_q else ""
         flags = "-full" * (not self.causal) + "-ramp" * self.ramp + "-fp16" * (self.dtype != BF16)
         split = f"-f{self.split_tokens}" if self.split_tokens else ""
+        cache = f"-{self.cache}" if self.cache != "values" else ""
         blocks = f"-g{self.row_blocks}" if self.row_blocks else ""
-        return f"kv{self.s_kv}{s_q}-h{self.h_q}-p{self.page_size}-{self.parts}parts{split}{blocks}{flags}".replace(
+        return f"kv{self.s_kv}{s_q}-h{self.h_q}-p{self.page_size}-{self.parts}parts{split}{blocks}{flags}{cache}".replace(
             " ", ""
         )
 
@@ -69,19 +74,29 @@ class Kernels:
     combine: BuiltKernel
 
 
-def kernels(dtype: torch.dtype = BF16, edits: Edits | None = None) -> Kernels:
+FORMATS = {"blocks": "kBlocks", "flat": "kFlat"}
+
+
+def kernels(
+    dtype: torch.dtype = BF16, cache: str = "values", edits: Edits | None = None
+) -> Kernels:
     """Compile them, with bugs planted by header name under csrc/include/seekernel/attention."""
     edits = {f"{FOLDER}/{name}": pairs for name, pairs in (edits or {}).items()}
     element = "bfloat16_t" if dtype == BF16 else "float16_t"
+    name, argument = "sm90_mla_decode", element
+    if cache != "values":
+        name, argument = "sm90_mla_decode_fp8", f"latent_format_t::{FORMATS[cache]}"
     return Kernels(
         build(f"{FOLDER}/mla_decode_metadata.cuh", "mla_decode_metadata<256>", edits=edits),
-        build(f"{FOLDER}/sm90_mla_decode.cuh", f"sm90_mla_decode<{element}>", edits=edits),
+        build(f"{FOLDER}/{name}.cuh", f"{name}<{argument}>", edits=edits),
         build(f"{FOLDER}/mla_combine.cuh", f"mla_combine<{element}>", edits=edits),
     )
 
 
 def to_numpy(tensor: Tensor) -> Array:
     """As numpy sees it; bfloat16 as ml_dtypes'."""
+    if tensor.dtype == torch.float8_e4m3fn:
+        tensor = tensor.view(torch.uint8)
     if tensor.dtype == BF16:
         array: Array = tensor.contiguous().view(torch.int16).numpy().view(ml_dtypes.bfloat16)
         return array
@@ -104,6 +119,7 @@ class Inputs:
     block_table: Tensor
     seq_lens: Tensor
     cu_seqlens_q: Tensor
+    kv_scale: Tensor | None = None
 
     def truth(self, causal: bool, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
         """The reference's (out, lse)."""
@@ -116,7 +132,8 @@ class Inputs:
             SCALE,
             causal,
             D_V,
-            dtype,
+            dtype=dtype,
+            kv_scale=self.kv_scale,
         )
 
 
@@ -129,9 +146,19 @@ def make(case: Case, seed: int = 0) -> Inputs:
         if case.ramp:
             row *= torch.linspace(0.2, 3.0, max(length, 1))[:length, None]
         rows.append(row.to(case.dtype))
-    kv_cache, block_table = paged(rows, case.page_size, D_QK, case.dtype)
+    scale = torch.tensor([KV_SCALE]) if case.cache == "flat" else None
+    if case.cache == "values":
+        kv_cache, block_table = paged(rows, case.page_size, D_QK, case.dtype)
+    else:
+        rows = [quantize_latent(row, D_V, scale) for row in rows]
+        kv_cache, block_table = paged_fp8(rows, case.page_size)
+    # Not a column more than the longest request needs.
+    pages = max(-(-length // case.page_size) for length in case.s_kv)
+    block_table = block_table[:, : max(pages, 1)].contiguous()
     q = torch.randn(sum(case.queries), case.h_q, D_QK) * (3.0 if case.ramp else 1.0)
-    return Inputs(q.to(case.dtype), kv_cache, block_table, int32(case.s_kv), offsets(case.queries))
+    return Inputs(
+        q.to(case.dtype), kv_cache, block_table, int32(case.s_kv), offsets(case.queries), scale
+    )
 
 
 @dataclass(frozen=True)
@@ -166,6 +193,7 @@ class Step:
         self.items = device.empty((1 + s, 8), np.int32)
         self.partial_out = device.empty((partial_rows, D_V), np.float32)
         self.partial_lse = device.empty((partial_rows,), np.float32)
+        self.kv_scale = device.buffer(np.full(1, KV_SCALE, np.float32))
         pad = np.full((1, h_q, D_V), np.nan, to_numpy(inputs.q).dtype)
         self.out = device.buffer(np.repeat(pad, s + 1, axis=0))
         self.lse = device.buffer(np.full((s + 1, h_q), np.nan, np.float32))
@@ -174,6 +202,22 @@ class Step:
             inputs.kv_cache.shape[0],
             inputs.block_table.shape[1],
         )
+
+    def write(self, inputs: Inputs) -> None:
+        """Replace all inputs by others of at most the same size; everything beyond them is poison."""
+        cache = np.full(self.kv.shape, np.nan, self.kv.dtype)
+        cache[: len(inputs.kv_cache)] = to_numpy(inputs.kv_cache)
+        table = np.full(self.table.shape, HUGE, np.int32)
+        width = min(self.table_width, inputs.block_table.shape[1])
+        table[:, :width] = to_numpy(inputs.block_table)[:, :width]
+        for buffer, array in (
+            (self.q, to_numpy(inputs.q)),
+            (self.kv, cache),
+            (self.table, table),
+            (self.seq_lens, to_numpy(inputs.seq_lens)),
+            (self.cu, to_numpy(inputs.cu_seqlens_q)),
+        ):
+            buffer.write(array)
 
     def plan(self) -> None:
         """Launch the metadata kernel."""
@@ -213,14 +257,24 @@ class Step:
         map_q = TensorMap(
             self.q, element, (D_QK, rows), (2 * D_QK,), (64, 64), swizzle=Swizzle.B128
         )
-        map_kv = TensorMap(
-            self.kv,
-            element,
-            (D_QK, case.page_size, self.num_pages),
-            (2 * D_QK, 2 * D_QK * case.page_size),
-            (64, min(case.page_size, BLOCK), 1),
-            swizzle=Swizzle.B128,
-        )
+        if case.cache == "values":
+            cache: TensorMap | bytes = TensorMap(
+                self.kv,
+                element,
+                (D_QK, case.page_size, self.num_pages),
+                (2 * D_QK, 2 * D_QK * case.page_size),
+                (64, min(case.page_size, BLOCK), 1),
+                swizzle=Swizzle.B128,
+            )
+        else:
+            row_bytes = self.kv.shape[2]
+            cache = struct.pack(
+                "<QqqQ",
+                self.kv.address,
+                row_bytes * case.page_size,
+                row_bytes,
+                self.kv_scale.address,
+            )
         arguments = struct.pack(
             "<QqQQQQQQfiiiixxxx",
             self.table.address,
@@ -242,7 +296,7 @@ class Step:
             grid=(self.row_blocks, case.parts),
             block=(384,),
             shared_bytes=SHARED_BYTES,
-            args=(map_q, map_kv, arguments),
+            args=(map_q, cache, arguments),
             pdl=True,
         )
         self.device.launch(

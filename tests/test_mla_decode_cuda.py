@@ -36,11 +36,18 @@ CASES = [
     Case((700,) * 40, (1,) * 40, h_q=16),
     Case((700, 1), (9, 2), h_q=128, page_size=32),
     Case((700, 300), (1, 2), h_q=128, dtype=torch.float16),
+    *(
+        Case(EDGES, h_q=h_q, page_size=page_size, cache=cache, ramp=h_q == 128)
+        for h_q, page_size in ((16, 16), (128, 64))
+        for cache in ("blocks", "flat")
+    ),
+    Case((5000, 3, 9000), (2, 2, 2), h_q=128, cache="blocks"),
 ]
 
 
 def on_gpu(inputs: Inputs) -> dict[str, Tensor]:
-    return {name: getattr(inputs, name).cuda() for name in Inputs.__dataclass_fields__}
+    named = {name: getattr(inputs, name) for name in Inputs.__dataclass_fields__}
+    return {name: tensor.cuda() for name, tensor in named.items() if tensor is not None}
 
 
 def planned(tensors: dict[str, Tensor], split_tokens: int) -> ops.MlaDecodePlan:
@@ -129,7 +136,8 @@ def test_rejects() -> None:
         "q: expected dtype bfloat16 or float16": {"q": tensors["q"].float()},
         "d_v: expected 512, got 500": {"d_v": 500},
         "softmax_scale: expected a positive value": {"softmax_scale": -1.0},
-        "kv_cache: expected dtype bfloat16 as q": {"kv_cache": tensors["kv_cache"].half()},
+        "kv_cache: expected dtype bfloat16 as q": {"kv_cache": tensors["kv_cache"].float()},
+        "kv_scale: expected none": {"kv_scale": torch.ones(1).cuda()},
         "kv_cache: expected page_size 16, 32, 64 or 128, got 63": {
             "kv_cache": tensors["kv_cache"][:, :63]
         },

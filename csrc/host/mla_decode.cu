@@ -7,11 +7,13 @@
 #include "driver/tensor_map.h"
 #include "heuristics/mla_decode.h"
 #include "host/check.h"
+#include "host/latent_cache.h"
 #include "host/launch.h"
 //
 #include <seekernel/attention/mla_combine.cuh>
 #include <seekernel/attention/mla_decode_metadata.cuh>
 #include <seekernel/attention/sm90_mla_decode.cuh>
+#include <seekernel/attention/sm90_mla_decode_fp8.cuh>
 
 namespace seekernel::cuda {
 namespace {
@@ -92,6 +94,7 @@ uint64_t address_of(const Tensor& tensor) {
 struct Step {
   const Tensor& q;
   const Tensor& kv_cache;
+  LatentCache cache;
   const Tensor& block_table;
   const Tensor& parts;
   const Tensor& items;
@@ -104,28 +107,35 @@ struct Step {
   MlaDecodeShape shape;
 };
 
+tensor_map_t map_of_q(const Step& step, cu::ElementType element) {
+  return encode(cu::matrix_map(address_of(step.q), element, kDqk, step.q.size(0) * step.q.size(1),
+                               2 * step.q.stride(1), 64, 64, cu::Swizzle::k128));
+}
+
+tensor_map_t map_of_cache(const Step& step, cu::ElementType element) {
+  const int64_t page_size = step.kv_cache.size(1);
+  const int64_t dims[3] = {kDqk, page_size, step.kv_cache.size(0)};
+  const int64_t box[3] = {64, std::min<int64_t>(page_size, kMlaBlockKeys), 1};
+  cu::TensorMap map;
+  map.address = address_of(step.kv_cache);
+  map.rank = 3;
+  map.element = element;
+  map.swizzle = cu::Swizzle::k128;
+  for (int i = 0; i < 3; ++i) {
+    map.dims[i] = static_cast<uint64_t>(dims[i]);
+    map.box[i] = static_cast<uint32_t>(box[i]);
+  }
+  map.strides_bytes[0] = static_cast<uint64_t>(2 * step.kv_cache.stride(1));
+  map.strides_bytes[1] = static_cast<uint64_t>(2 * step.kv_cache.stride(0));
+  return encode(map);
+}
+
 template <class T>
 void launch_step(const Step& step) {
   const int32_t device = step.q.get_device_index();
   const cudaStream_t stream = current_stream(device);
   const auto element =
       std::is_same_v<T, bfloat16_t> ? cu::ElementType::kBfloat16 : cu::ElementType::kFloat16;
-  const int64_t rows = step.q.size(0) * step.q.size(1), page_size = step.kv_cache.size(1);
-  const tensor_map_t map_q = encode(cu::matrix_map(
-      address_of(step.q), element, kDqk, rows, 2 * step.q.stride(1), 64, 64, cu::Swizzle::k128));
-  cu::TensorMap kv;
-  kv.address = address_of(step.kv_cache);
-  kv.rank = 3;
-  kv.element = element;
-  kv.swizzle = cu::Swizzle::k128;
-  const int64_t dims[3] = {kDqk, page_size, step.kv_cache.size(0)};
-  const int64_t box[3] = {64, std::min<int64_t>(page_size, kMlaBlockKeys), 1};
-  for (int i = 0; i < 3; ++i) {
-    kv.dims[i] = static_cast<uint64_t>(dims[i]);
-    kv.box[i] = static_cast<uint32_t>(box[i]);
-  }
-  kv.strides_bytes[0] = static_cast<uint64_t>(2 * step.kv_cache.stride(1));
-  kv.strides_bytes[1] = static_cast<uint64_t>(2 * step.kv_cache.stride(0));
   const mla_decode_args_t<T> args = {
       .block_table = static_cast<const int32_t*>(step.block_table.const_data_ptr()),
       .stride_table = step.block_table.stride(0),
@@ -137,15 +147,29 @@ void launch_step(const Step& step) {
       .partial_lse = static_cast<float*>(step.partial_lse.mutable_data_ptr()),
       .scale_log2 = step.scale_log2,
       .h_q = static_cast<int32_t>(step.q.size(1)),
-      .page_size = static_cast<int32_t>(page_size),
+      .page_size = static_cast<int32_t>(step.kv_cache.size(1)),
       .num_pages = static_cast<int32_t>(step.kv_cache.size(0)),
       .causal = step.causal};
-  launch({.grid = {static_cast<unsigned>(step.shape.row_blocks),
-                   static_cast<unsigned>(step.shape.num_parts)},
-          .block = {384},
-          .shared_bytes = sm90_mla_decode_detail::Plan::kBytes,
-          .pdl = true},
-         stream, "mla_decode", sm90_mla_decode<T>, map_q, encode(kv), args);
+  const LaunchShape shape{.grid = {static_cast<unsigned>(step.shape.row_blocks),
+                                   static_cast<unsigned>(step.shape.num_parts)},
+                          .block = {384},
+                          .shared_bytes = sm90_mla_decode_detail::Plan::kBytes,
+                          .pdl = true};
+  const tensor_map_t map_q = map_of_q(step, element);
+  if (step.cache.format == LatentFormat::kValues) {
+    launch(shape, stream, "mla_decode", sm90_mla_decode<T>, map_q, map_of_cache(step, element),
+           args);
+  } else if constexpr (std::is_same_v<T, bfloat16_t>) {
+    const mla_fp8_cache_t cache = {.data = static_cast<const uint8_t*>(step.cache.data),
+                                   .stride_page = step.cache.stride_page,
+                                   .stride_row = step.cache.stride_row,
+                                   .kv_scale = step.cache.kv_scale};
+    launch(shape, stream, "mla_decode",
+           step.cache.format == LatentFormat::kBlocks
+               ? sm90_mla_decode_fp8<latent_format_t::kBlocks>
+               : sm90_mla_decode_fp8<latent_format_t::kFlat>,
+           map_q, cache, args);
+  }
   launch({.grid = {static_cast<unsigned>(4 * num_sms(device))}, .block = {256}, .pdl = true},
          stream, "mla_combine", mla_combine<T>, args.items,
          static_cast<const float*>(args.partial_out), static_cast<const float*>(args.partial_lse),
@@ -172,12 +196,17 @@ void mla_decode(const Tensor& q, const Tensor& kv_cache, const Tensor& block_tab
   check.require(q.stride(1) % 8 == 0 && (s <= 1 || q.stride(0) == h_q * q.stride(1)),
                 "q: expected rows of one distance, a multiple of 8, got strides " +
                     number(q.stride(0)) + ", " + number(q.stride(1)));
-  check.require(!kv_scale.has_value(), "kv_scale: expected none, got one");
-  check("kv_cache", kv_cache).shape({num_pages, page_size, kDqk}).same_dtype("q", q);
-  check("kv_cache", kv_cache).same_device("q", q).last_dim_contiguous();
+  const LatentCache cache =
+      check_latent_cache(check, kv_cache, kv_scale, num_pages, page_size, kDv, kDqk - kDv);
+  const bool fp8 = cache.format != LatentFormat::kValues;
+  if (!fp8) check("kv_cache", kv_cache).same_dtype("q", q);
+  check.require(!fp8 || q.scalar_type() == ScalarType::BFloat16,
+                "q: expected dtype bfloat16 with an FP8 kv_cache, got float16");
+  check("kv_cache", kv_cache).same_device("q", q);
   check.require(page_size == 16 || page_size == 32 || page_size == 64 || page_size == 128,
                 "kv_cache: expected page_size 16, 32, 64 or 128, got " + number(page_size));
-  check.require(kv_cache.stride(0) % 8 == 0 && kv_cache.stride(1) % 8 == 0 &&
+  const int64_t unit = fp8 ? 16 : 8;  // elements of 16 bytes
+  check.require(kv_cache.stride(0) % unit == 0 && kv_cache.stride(1) % unit == 0 &&
                     address_of(kv_cache) % 16 == 0 && address_of(q) % 16 == 0,
                 "kv_cache, q: expected rows and pages that start at multiples of 16 bytes");
   check("seq_lens", seq_lens).shape({b}).dtype({ScalarType::Int}).same_device("q", q).contiguous();
@@ -207,6 +236,7 @@ void mla_decode(const Tensor& q, const Tensor& kv_cache, const Tensor& block_tab
   const DeviceGuard guard(q.get_device_index());
   const Step step{.q = q,
                   .kv_cache = kv_cache,
+                  .cache = cache,
                   .block_table = block_table,
                   .parts = *parts,
                   .items = *items,

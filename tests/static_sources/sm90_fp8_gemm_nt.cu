@@ -3,7 +3,7 @@
 
 template <auto kKernel>
 struct emit_t {};
-#define INSTANCE(...) \
+#define INSTANCE(...)     \
   template struct emit_t< \
       &seekernel::sm90_fp8_gemm_nt<seekernel::sm90_fp8_gemm_nt_config<0, 0, __VA_ARGS__>>>;
 #if defined(DENSE)

@@ -178,7 +178,7 @@ def mla_decode(
         out: [s, h_q, d_v] in the dtype of q.  lse: [s, h_q] float32.  Allocated when not given.
         plan: what mla_decode_metadata made of these seq_lens and cu_seqlens_q; made for this call when
             not given. A CPU needs none.
-    On a GPU (Hopper): q and kv_cache bfloat16, or both float16; d_qk 576, d_v 512, h_q to 128, page
+    On a GPU (Hopper): q bfloat16 and kv_cache bfloat16 or FP8, or both float16; d_qk 576, d_v 512, h_q to 128, page
     size 16, 32, 64 or 128; out and lse contiguous; a NaN in a live key may reach every query of its
     request. Lengths and pages are not checked there.
     Returns: out; lse, natural log. A query that sees no key gives 0 and -inf.

@@ -28,30 +28,29 @@
 //   args     sm90_fp8_gemm_nt_args.cuh
 //   map_a and map_sfa are not read if kGather, map_d is not if fp32. n > 0, k >= 128, and m > 0
 //   where the kind has it: an empty problem is not launched.
-// Roles: one warp of warpgroup 0 drives TMA (kGather: all of warpgroup 0 fetches rows of A by
-// cp.async);
-//   the one or two warpgroups behind it (BLOCK_M 64, or 128 and 256) own 64 or 128 rows of the tile
-//   each.
-// Shared memory (Plan): kStages x (A, B, sfa, tile) as the ring; D in pieces of 16 rows, one a warp
-// and 64
-//   rows; barriers. A, B and D are swizzled by 128 B and start at multiples of 1024.
-// Protocol: full[s] takes one arrival and the bytes of A, B and sfa (kGather: 128 more arrivals,
-// once a
-//   thread's copies have landed and are fenced); empty[s] takes one arrival per consumer warp, of
-//   both CTAs in a cluster, once it has read the scales and the wgmma that read A and B have
-//   finished. The ring runs through from tile to tile; warps of a warpgroup share nothing else, so
-//   there is no named barrier in the kernel.
+//
+// Roles: one warp of warpgroup 0 drives TMA, or with kGather all of warpgroup 0 fetches rows of A
+//   by cp.async. The one or two warpgroups behind it own 64 or 128 rows of the tile each.
+// Shared memory (Plan): kStages x (A, B, sfa, tile) as the ring; D in pieces of 16 rows, one for
+//   each warp and 64 rows; barriers. A, B and D are swizzled by 128 B, at multiples of 1024.
+// Protocol: full[s] takes one arrival and the bytes of A, B and sfa, with kGather 128 more arrivals
+//   of threads whose copies have landed and are fenced. empty[s] takes one arrival per consumer
+//   warp, of both CTAs in a cluster, once it has read the scales and the wgmma that read A and B
+//   have finished. The producer alone walks the tiles: it writes each stage's tile into the stage,
+//   and at the end a stage without rows. The ring runs through from tile to tile; warps of a
+//   warpgroup share nothing else, so they never meet at a named barrier.
 // Multicast: two CTAs take neighbouring tiles of a row (kMulticast a) or column of tiles (b); each
 //   fetches half of the operand that they share for both.
 // Numerics: the tensor cores keep about 14 bits of a sum, so each 128 of K is summed there from
-// zero and
-//   promoted into fp32 registers, in the order of K: the bits depend on neither tile nor timing.
-//   BLOCK_M 64 and 128: two banks of partial sums, block b + 1 is multiplied while block b is
-//   promoted, and the next tile's first block while this tile is rounded and stored. BLOCK_M 256
-//   and swiglu: two products per stage and one bank; one warpgroup multiplies while the other
-//   promotes or stores.
+//   zero and promoted into fp32 registers, in the order of K: the bits depend on neither tile nor
+//   timing.
+// Overlap: BLOCK_M 64 and 128 have two banks of partial sums: block b + 1 is multiplied while block
+//   b is promoted, and the next tile's first block while this tile is rounded and stored. BLOCK_M
+//   256 and swiglu have two products per stage and one bank: one warpgroup multiplies while the
+//   other promotes or stores. kPingPong: tiles of 64 rows go to the warpgroups in turn.
 // PDL: dense and batched fetch the first stages of B before griddepcontrol.wait: weights are
-// constants. Bound: README.md in this folder.
+//   constants. Only the producer waits: what the consumers read and write comes after its stages.
+// Bound: README.md in this folder.
 #pragma once
 
 #include <seekernel/gemm/sm90_fp8_gemm_nt_consumer.cuh>
