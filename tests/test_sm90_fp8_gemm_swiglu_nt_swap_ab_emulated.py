@@ -78,8 +78,10 @@ def run(
     image = np.full((rows + 2 * GUARD, columns + 16), UNTOUCHED, np.uint8)
     scale_image = np.full((columns // 128 + 2, rows + 5), -7.0, np.float32)
     d, d_scale = device.buffer(image), device.buffer(scale_image)
-    tiles = columns // 128 * sum(
-        ceil_div(int((problem.used == group).sum()), block_rows) for group in range(groups)
+    tiles = (
+        columns
+        // 128
+        * sum(ceil_div(int((problem.used == group).sum()), block_rows) for group in range(groups))
     )
     a = problem.a if tokens is None else tokens.a
     sfa = None
@@ -225,9 +227,7 @@ BUGS = {
 def test_planted_bugs(bug: str) -> None:
     problem = make_problem("offsets", COUNTS, 512, 256, block_rows=16)
     kernel = kernel_of("offsets", False, {HEADER: [BUGS[bug]]})
-    good = run(
-        open_device("emulator"), kernel_of("offsets", False), problem, block_rows=16, ctas=2
-    )
+    good = run(open_device("emulator"), kernel_of("offsets", False), problem, block_rows=16, ctas=2)
     live = problem.used >= 0
 
     def attempt() -> None:

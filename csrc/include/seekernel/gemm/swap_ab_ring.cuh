@@ -20,8 +20,8 @@ namespace seekernel {
 
 // Run-time arguments, the same for all swapAB kernels; 0 or null where a kernel has no use for one.
 struct swap_ab_args_t {
-  const float* sfa;          // scale of row r of A's matrix g (masked: a group) in K block b:
-  int64_t sfa_stride;        //   sfa[g * sfa_group_stride + b * sfa_stride + r]
+  const float* sfa;    // scale of row r of A's matrix g (masked: a group) in K block b:
+  int64_t sfa_stride;  //   sfa[g * sfa_group_stride + b * sfa_stride + r]
   int64_t sfa_group_stride;
   const float* sfb;          // [groups, ceil(n / 128), k / 128]
   void* d;                   // output rows
@@ -145,9 +145,9 @@ struct Producer {
       if (lane < Config::kHalves) {
         const int column = lane * half_rows + tile.n_block * Config::kBlockN;
         const int row = tile.group * args.n + column;
-        const float* sfb = args.sfb + num_blocks * (static_cast<int64_t>(tile.group) *
-                                                        ceil_div(args.n, 128) +
-                                                    column / 128);
+        const float* sfb =
+            args.sfb +
+            num_blocks * (static_cast<int64_t>(tile.group) * ceil_div(args.n, 128) + column / 128);
         for (int block = slice.begin; block < slice.end; ++block) {
           const uint32_t full = acquire(slot);
           const uint32_t to = smem + P::kRing + slot.stage * plan.bytes_stage +
@@ -158,9 +158,9 @@ struct Producer {
             ptx::tma_load_2d_hinted(to + i * P::kBytesBox, map_b, full, block * 128, row + 64 * i,
                                     policy);
           }
-          ptx::cp_async_4(smem + plan.scales + slot.stage * plan.bytes_scales +
-                              plan.weight_scale + 4 * lane,
-                          sfb + block, true);
+          ptx::cp_async_4(
+              smem + plan.scales + slot.stage * plan.bytes_scales + plan.weight_scale + 4 * lane,
+              sfb + block, true);
           ptx::cp_async_mbarrier_arrive_noinc(full);
           slot.advance(args.num_stages);
         }

@@ -20,14 +20,22 @@ template <typename Config, typename Epilogue>
 SEEKERNEL_DEVICE void compute_tile(const Consumer<Config>& self, const Epilogue& epilogue,
                                    const tile_t& tile, slot_t& slot, int num_blocks) {
   switch (swap_ab_columns(tile.rows)) {
-    case 8: return compute_tile<8>(self, epilogue, tile, slot, num_blocks);
-    case 16: return compute_tile<16>(self, epilogue, tile, slot, num_blocks);
-    case 24: return compute_tile<24>(self, epilogue, tile, slot, num_blocks);
-    case 32: return compute_tile<32>(self, epilogue, tile, slot, num_blocks);
-    case 48: return compute_tile<48>(self, epilogue, tile, slot, num_blocks);
-    case 64: return compute_tile<64>(self, epilogue, tile, slot, num_blocks);
-    case 96: return compute_tile<96>(self, epilogue, tile, slot, num_blocks);
-    default: return compute_tile<128>(self, epilogue, tile, slot, num_blocks);
+    case 8:
+      return compute_tile<8>(self, epilogue, tile, slot, num_blocks);
+    case 16:
+      return compute_tile<16>(self, epilogue, tile, slot, num_blocks);
+    case 24:
+      return compute_tile<24>(self, epilogue, tile, slot, num_blocks);
+    case 32:
+      return compute_tile<32>(self, epilogue, tile, slot, num_blocks);
+    case 48:
+      return compute_tile<48>(self, epilogue, tile, slot, num_blocks);
+    case 64:
+      return compute_tile<64>(self, epilogue, tile, slot, num_blocks);
+    case 96:
+      return compute_tile<96>(self, epilogue, tile, slot, num_blocks);
+    default:
+      return compute_tile<128>(self, epilogue, tile, slot, num_blocks);
   }
 }
 
