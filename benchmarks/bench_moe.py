@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -242,8 +243,8 @@ def parts(layer: Layer, compiled: bool) -> Iterator[Part]:
         "torch eager": [plain],
     }
     if compiled:
-        fast = torch.compile(eager_finalize, dynamic=False)
-        finalize["torch.compile"] = [partial(fast, layer.y, legal, weights, layer.residual, layer.norm)]  # fmt: skip
+        fused: Any = torch.compile(eager_finalize, dynamic=False)
+        finalize["torch.compile"] = [partial(fused, layer.y, legal, weights, layer.residual, layer.norm)]  # fmt: skip
     finalize_bytes = 2.0 * r * h + s.m * h * (2 + 2 + 2 + 1.0)
     yield Part("finalize", finalize, finalize_bytes, 0.0)
 
@@ -256,11 +257,11 @@ def make_weights(s: Sizes, device: torch.device) -> tuple[Tensor, Tensor, Tensor
 
     def codes(*shape: int) -> Tensor:
         raw = torch.randint(0, 256, shape, dtype=torch.uint8, device=device)
-        return raw.bitwise_and_(0xBF).view(torch.float8_e4m3fn)  # below 2 in magnitude, never NaN
+        return (raw & 0xBF).view(torch.float8_e4m3fn)  # below 2 in magnitude, never NaN
 
     def scales(n: int, k: int) -> Tensor:
         shape = (s.num_local, -(-n // 128), -(-k // 128))
-        return (torch.rand(shape, device=device) + 0.5) * (2.0 / k**0.5)
+        return (torch.rand(shape, device=device) + 0.5).mul(2.0 / k**0.5)
 
     fc1 = codes(s.num_local, 2 * s.width, s.hidden)
     fc2 = codes(s.num_local, s.hidden, s.width)

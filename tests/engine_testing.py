@@ -210,7 +210,7 @@ class BookKeeper:
             elif self.scheduler.processed(chunk):
                 chunk.sequence.num_cached = chunk.end
                 self.kv.publish(chunk.sequence)
-        finished = []
+        finished: list[TokenSequence] = []
         for item, tokens in zip(items, chosen, strict=True):
             sequence = item.sequence
             live = self.scheduler.processed(item)
@@ -218,12 +218,12 @@ class BookKeeper:
                 continue
             for token in tokens:
                 sequence.append(token)
-                if sequence.finished:
+                if sequence.output.finish_reason is not None:
                     break
             if live:
                 sequence.num_cached = sequence.num_tokens - 1
                 self.kv.publish(sequence)
-            if sequence.finished:
+            if sequence.output.finish_reason is not None:
                 self.scheduler.remove(sequence)
                 finished.append(sequence)
         return finished

@@ -104,7 +104,7 @@ class Guarded:
 
     @property
     def address(self) -> int:
-        return self.buffer.address + self.pad * self.itemsize
+        return int(self.buffer.address + self.pad * self.itemsize)
 
     def numpy(self) -> Array:
         """Contents; AssertionError if a guard was written."""

@@ -229,4 +229,4 @@ def chi_square_fits(ids: Tensor, probabilities: Tensor) -> bool:
     if freedom == 0:
         return True
     spread = 2 / (9 * freedom)
-    return statistic <= freedom * (1 - spread + 4.75 * spread**0.5) ** 3
+    return bool(statistic <= freedom * (1 - spread + 4.75 * spread**0.5) ** 3)

@@ -109,8 +109,9 @@ def test_draws_of_changed_logits_follow_the_distribution() -> None:
     row = lambda t: t[1:2].expand(draws, *t.shape[1:]).contiguous()
     penalties = changes["penalties"]
     repeated = ops.Penalties(
-        *map(row, penalties[:3]), penalties.token_counts, *map(row, penalties[4:])
-    )
+        row(penalties.repetition), row(penalties.presence), row(penalties.frequency),
+        penalties.token_counts, row(penalties.slots), row(penalties.extra_ids),
+    )  # fmt: skip
     bias = ops.LogitBias(*map(row, changes["bias"]))
     request = Request(row(logits), penalties=repeated, bias=bias, mask=row(changes["mask"]))
     assert chi_square_fits(request.on_cpu()[0], want)

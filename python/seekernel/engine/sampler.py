@@ -126,7 +126,7 @@ def make_bias(sequences: Sequence[TokenSequence], device: torch.device) -> ops.L
 
 def bias_entries(sequence: TokenSequence) -> list[tuple[int, float]]:
     """(token id, what is added to its logit) of one sequence at its next token."""
-    entries = list(sequence.params.logit_bias)
+    entries = list(sequence.params.bias_entries)
     if not sequence.may_end:
         entries += [(token, -math.inf) for token in sorted(sequence.end_ids)]
     return entries

@@ -110,6 +110,11 @@ class SamplingParams:
             raise RequestError.expected("guided", "an object with fill_mask", self.guided)
 
     @property
+    def bias_entries(self) -> tuple[tuple[int, float], ...]:
+        """logit_bias as pairs, whichever way it was given."""
+        return _logit_bias(self.logit_bias)
+
+    @property
     def effective_temperature(self) -> float:
         """The temperature with None resolved; 0 is greedy."""
         if self.temperature is not None:
