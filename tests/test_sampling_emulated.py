@@ -148,7 +148,7 @@ def test_token_logprobs(backend: str, num_ctas: int, num_warps: int) -> None:
     logits[2, 5] = NAN
     logits[3] = -INF
     logits[3, 100:104] = 2.0
-    ids = int32([3, 599, 1, 101, -1])
+    ids = int32(3, 599, 1, 101, -1)
     for n in (7, 64):
         want = ops.token_logprobs(logits, ids, n)
         schedules = NINE_SCHEDULES if n == 7 else NINE_SCHEDULES[::4]
@@ -164,7 +164,7 @@ def test_token_logprobs(backend: str, num_ctas: int, num_warps: int) -> None:
 def test_add_token_counts(backend: str) -> None:
     kernel = build("seekernel/sampling/token_counts.cuh", "add_token_counts<2>")
     counts = torch.arange(30, dtype=torch.int32).reshape(3, 10)
-    slots, ids = int32([1, 1, -1, 3, 0]), torch.arange(-1, 14, dtype=torch.int32).reshape(5, 3)
+    slots, ids = int32(1, 1, -1, 3, 0), torch.arange(-1, 14, dtype=torch.int32).reshape(5, 3)
     want = counts.clone()
     ops.add_token_counts(want, slots, ids)
     for device in devices(backend):
@@ -197,14 +197,16 @@ def relaxed_case() -> dict[str, Tensor]:
 
 
 def rejection_case(with_q: bool) -> dict[str, Tensor]:
-    b, n, v = 6, 2, 150
-    p = torch.softmax(normal(b * (n + 1), v, seed=7) * 2, -1).reshape(b, n + 1, v)
-    q = torch.softmax(normal(b * n, v, seed=8) * 2, -1).reshape(b, n, v)
+    b, n, v = 14, 2, 700
+    logits = normal(b * (n + 1), v, seed=7).reshape(b, n + 1, v)
+    p = torch.softmax(logits, -1)
+    q = torch.softmax(logits[:, :n] + normal(b * n, v, seed=8).reshape(b, n, v) / 2, -1)
     q[0] = p[0, :n]
-    p[1, 0, 149] = NAN
+    p[1, 0, v - 1] = NAN
     p[2, 2] = 0.0
     drafts = q.argmax(-1).int()
-    drafts[1] = 149
+    drafts[7:] = p[7:, :n].argmax(-1).int()
+    drafts[1] = v - 1
     drafts[3, 1] = -1
     drafts[4, 0] = v
     case = {"target_probs": p, "draft_ids": drafts}
@@ -264,7 +266,7 @@ ROW, SELECT, SAMPLE, LOGPROBS, MTP = (
 
 def logprobs_check(device: Device, edits: Edits) -> None:
     logits = normal(2, 600, seed=5).round()
-    ids = int32([3, 599])
+    ids = int32(3, 599)
     got = launch_token_logprobs(device, logits, ids, 9, num_ctas=2, num_warps=2, edits=edits)
     for a, b in zip(got, ops.token_logprobs(logits, ids, 9), strict=True):
         same_bits(a, b)
@@ -288,7 +290,7 @@ PLANTED: dict[str, tuple[Check, str, str, str]] = {
     "push to a CTA that has not started": (logprobs_check, ROW, "if (row.num_ctas > 1) ptx::barrier_cluster_arrive();\n}", "}"),
     "arrive without a wait": (logprobs_check, LOGPROBS, "row_wait(row);", ""),
     "list read before it is complete": (logprobs_check, LOGPROBS, "__syncthreads();  // the list is complete", ""),
-    "ties cut one short": (logprobs_check, SELECT, "order_key(x, i) >= last_key", "order_key(x, i) > last_key"),
+    "ties cut one short": (logprobs_check, SELECT, "if (count >= need) {", "if (count > need) {"),
     "weights of the wrong step": (logprobs_check, "seekernel/sampling/weight.cuh", "<< 16 >> (step", "<< 15 >> (step"),
     "CTA without its offset": (rejection_check, SELECT, "before += scratch.inbox[row.round][c][0];", ""),
     "warp without its offset": (rejection_check, SELECT, "before += scratch.partial[w][0];", ""),
