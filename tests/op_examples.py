@@ -140,6 +140,33 @@ def attention_calls() -> Calls:
     ]
 
 
+def sampling_calls() -> Calls:
+    r, v = 4, 301
+    logits = torch.randn(r, v) * 3
+    columns = (torch.rand(r) + 0.5, int32(0, 5, 0, 200), torch.rand(r), torch.rand(r) * 0.1)
+    seeds = torch.arange(r)
+    counts, slots = torch.randint(0, 5, (2, v), dtype=torch.int32), int32(0, 1, -1, 1)
+    penalties = ops.Penalties(*columns[2:], columns[0], counts, slots, int32(1, 2, 3, 4)[:, None])
+    bias = ops.LogitBias(int32(1, 2, -1, 9)[:, None], torch.randn(r, 1))
+    mask = torch.full((r, 10), 0x5F5F5F5F, dtype=torch.int32)
+    probs = torch.softmax(torch.randn(2, 3, v), -1)
+    drafts, top = int32(5, 6, 7, 8).reshape(2, 2), torch.arange(24).reshape(2, 3, 4).int()
+    logprobs = -torch.arange(24.0).reshape(2, 3, 4)
+    return [
+        lambda: ops.sample(logits, *columns, seeds, seeds, penalties, bias, mask),
+        lambda: ops.sample(logits.bfloat16(), *columns, seeds, seeds, probs=torch.empty(r, v)),
+        lambda: ops.token_logprobs(logits, int32(0, 300, 7, -1), 6),
+        lambda: ops.add_token_counts(counts.clone(), slots, int32(3, 4, 5, 6)[:, None]),
+        lambda: ops.mtp_verify_strict(int32(*range(6)).reshape(2, 3), drafts),
+        lambda: ops.mtp_verify_relaxed(
+            top, logprobs, drafts, int32(0, -1), torch.ones(1), 0.5, 3, 4
+        ),
+        lambda: ops.mtp_verify_rejection(
+            probs, probs[:, 1:].contiguous(), drafts, seeds[:2], seeds[:2]
+        ),
+    ]
+
+
 def example_calls() -> Calls:
     torch.manual_seed(0)
-    return [*fused_calls(), *moe_calls(), *gemm_calls(), *attention_calls()]
+    return [*fused_calls(), *moe_calls(), *gemm_calls(), *attention_calls(), *sampling_calls()]

@@ -230,3 +230,55 @@ def chi_square_fits(ids: Tensor, probabilities: Tensor) -> bool:
         return True
     spread = 2 / (9 * freedom)
     return bool(statistic <= freedom * (1 - spread + 4.75 * spread**0.5) ** 3)
+
+
+def launch_mtp(
+    device: Device,
+    name: str,
+    tensors: Mapping[str, Tensor],
+    *,
+    num_ctas: int = 1,
+    num_warps: int = 4,
+    edits: Edits | None = None,
+) -> tuple[Array, Array, Array | None]:
+    """out_ids, num_out and (relaxed) slot_delta of mtp_verify_<name>; arguments as the ops name them."""
+    kernel = build(f"{FOLDER}/mtp_verify.cuh", f"mtp_verify_{name}<{32 * num_warps}>", edits=edits)
+    b, n = tensors["draft_ids"].shape
+    out, num = guarded([b, n + 1], np.int32, device), guarded([b], np.int32, device)
+    put = lambda key: device.buffer(to_numpy(tensors[key])) if key in tensors else None
+    slot_delta: Buffer | None = None
+    grid, args, shared = -(-b // (32 * num_warps)), (), 0
+    if name == "strict":
+        args = (put("target_ids"), put("draft_ids"), out, num, np.int32(b), np.int32(n))
+    elif name == "relaxed":
+        slot_delta = put("slot_delta")
+        num_slots, num_top = len(tensors["slot_delta"]), tensors["top_ids"].shape[2]
+        struct = (
+            Struct()
+            .add(put("top_ids"), put("top_logprobs"), put("draft_ids"), put("slots"), slot_delta)
+            .add(out, num, np.int64(RELAXED[1]), np.int64(RELAXED[2]), np.int32(b), np.int32(n))
+            .add(np.int32(num_top), np.int32(num_slots), np.float32(RELAXED[0]), np.int32(0))
+        )
+        args = (struct.bytes(),)
+    else:
+        v = tensors["target_probs"].shape[2]
+        struct = (
+            Struct()
+            .add(put("target_probs"), put("draft_probs"), put("draft_ids"), put("seeds"))
+            .add(put("offsets"), out, num)
+            .add(np.int32(v), np.int32(num_ctas), np.int32(n), np.int32(0))
+        )
+        args, grid, shared = (struct.bytes(),), b * num_ctas, row_shared_bytes(0, 1, 1)
+    device.launch(
+        kernel.on(device),
+        grid=(grid,),
+        block=(32 * num_warps,),
+        cluster=(num_ctas,),
+        args=args,
+        shared_bytes=shared,
+    )
+    delta = None if slot_delta is None else slot_delta.numpy()
+    return unguarded(out, [b, n + 1]), unguarded(num, [b]), delta
+
+
+RELAXED = (0.375, 3, 4)  # relaxed_delta, begin_thinking_id, end_thinking_id
