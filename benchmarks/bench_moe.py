@@ -242,8 +242,8 @@ def parts(layer: Layer, compiled: bool) -> Iterator[Part]:
         "torch eager": [plain],
     }
     if compiled:
-        fast = torch.compile(eager_finalize, dynamic=False)
-        finalize["torch.compile"] = [partial(fast, layer.y, legal, weights, layer.residual, layer.norm)]  # fmt: skip
+        fast_finalize = torch.compile(eager_finalize, dynamic=False)
+        finalize["torch.compile"] = [partial(fast_finalize, layer.y, legal, weights, layer.residual, layer.norm)]  # fmt: skip
     finalize_bytes = 2.0 * r * h + s.m * h * (2 + 2 + 2 + 1.0)
     yield Part("finalize", finalize, finalize_bytes, 0.0)
 

@@ -115,7 +115,7 @@ class MoE:
 
     def _sum_in_rounds(self, x: Tensor, limit: int) -> Tensor:
         sums = []
-        for part in x.split(limit):
+        for part in torch.split(x, limit):
             quantized = (None, None) if x.device.type == "cpu" else ops.quantize_fp8_1x128(part)
             routing, y, shared = self._experts(NormedRows(part, *quantized))
             sums.append(ops.moe_finalize(y, routing.plan.token_row, routing.weights, shared))
