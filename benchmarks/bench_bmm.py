@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -20,6 +21,10 @@ from seekernel import ops, reference
 
 PRODUCTS = (("W_UK", KV_LORA_RANK, QK_NOPE_HEAD_DIM), ("W_UV", V_HEAD_DIM, KV_LORA_RANK))
 NAMES = ("bf16", "fp8", "torch.bmm")
+
+
+def _same(call: Call) -> Call:
+    return call
 
 
 def make_calls(h: int, m: int, n: int, k: int, device: torch.device) -> dict[str, Call]:
@@ -34,10 +39,13 @@ def make_calls(h: int, m: int, n: int, k: int, device: torch.device) -> dict[str
     def torch_bmm() -> None:
         theirs.copy_(torch.bmm(a, b.transpose(1, 2)))
 
-    for name, call, result in (
-        ("bf16", lambda: ops.bmm_nt(a, b, out), out), ("torch.bmm", torch_bmm, theirs),
-    ):  # fmt: skip
-        checked = base.keep_if_right(name, lambda call=call: call, result, want)
+    ours = partial(ops.bmm_nt, a, b, out)
+    named: tuple[tuple[str, Call, torch.Tensor], ...] = (
+        ("bf16", ours, out),
+        ("torch.bmm", torch_bmm, theirs),
+    )
+    for name, call, result in named:
+        checked = base.keep_if_right(name, partial(_same, call), result, want)
         if checked is not None:
             calls[name] = checked
     b8, b_scale = base.make_weights((h, n, k), device)

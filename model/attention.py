@@ -71,6 +71,33 @@ def _head_scales(config: ModelConfig, kv_b: Linear) -> tuple[Tensor, Tensor] | N
     return None
 
 
+def absorbed_break_even(config: ModelConfig) -> float:
+    """Return how many new tokens over a long cached prefix cost equal FLOPs in both forms: 171 for V3.
+
+    A visible (query, key) pair of a head costs 2 (2 latent + rope) absorbed and 2 (nope + rope + v)
+    expanded, where every key has to be expanded first, for 2 latent (nope + v). Infinity if the
+    absorbed pair is the cheaper one.
+    """
+    latent, rope = config.kv_lora_rank, config.qk_rope_head_dim
+    nope, v = config.qk_nope_head_dim, config.v_head_dim
+    surplus = (2 * latent + rope) - (nope + rope + v)
+    return latent * (nope + v) / surplus if surplus > 0 else float("inf")
+
+
+def absorbed_does_less(config: ModelConfig, num_new: int, num_cached: int) -> bool:
+    """Whether the absorbed form takes fewer FLOPs for num_new tokens behind num_cached ones.
+
+    The whole count, causal: W_UK and W_UV are applied to new queries in the absorbed form, and to
+    all keys, the new ones included, in the other.
+    """
+    latent, rope = config.kv_lora_rank, config.qk_rope_head_dim
+    nope, v = config.qk_nope_head_dim, config.v_head_dim
+    pairs = num_new * num_cached + num_new * (num_new + 1) / 2
+    absorbed = pairs * (2 * latent + rope) + num_new * latent * (nope + v)
+    expanded = pairs * (nope + rope + v) + (num_cached + num_new) * latent * (nope + v)
+    return absorbed < expanded
+
+
 class LatentAttention:
     """MLA of one layer. Weights keep their checkpoint names."""
 

@@ -84,6 +84,8 @@ def gemm_calls() -> Calls:
 def attention_calls() -> Calls:
     kv_lora, rope, page = 72, 8, 16
     cache = torch.randn(4, page, kv_lora + rope)
+    flat = cache.to(torch.float8_e4m3fn)
+    blocks = torch.zeros(4, page, 128 + 4 + 2 * rope, dtype=torch.uint8)
     cos_sin = torch.randn(64, rope)
     pages, lengths, cu_q = torch.stack([int32(2, 0), int32(3, 1)]), int32(20, 1), int32(0, 2, 3)
     cu_kv = int32(0, 20, 21)
@@ -114,6 +116,27 @@ def attention_calls() -> Calls:
             d_v=40,
         ),
         lambda: ops.mla_gather_latent(cache, pages, cu_kv, 21, kv_lora),
+        lambda: ops.mla_prepare(
+            torch.randn(3, 136),
+            None,
+            torch.randn(128),
+            int32(5, 6, 7),
+            cos_sin,
+            int32(3, -1, 40),
+            1e-6,
+            None,
+            blocks.clone(),
+        ),
+        lambda: ops.mla_decode(
+            torch.randn(3, 5, 136), blocks, pages, lengths, cu_q, 0.1, True, 128
+        ),
+        lambda: ops.mla_gather_latent(flat, pages, cu_kv, 21, kv_lora, kv_scale=torch.ones(1)),
+        lambda: ops.merge_attention_states(
+            torch.randn(3, 5, 41),
+            torch.randn(3, 5),
+            torch.randn(3, 5, 41).bfloat16(),
+            torch.randn(3, 5),
+        ),
     ]
 
 

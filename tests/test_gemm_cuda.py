@@ -266,7 +266,7 @@ def test_swiglu(case: str, gather: bool, monkeypatch: pytest.MonkeyPatch) -> Non
 
     def call() -> Tensor:
         out = torch.zeros(total, n, dtype=torch.uint8, device="cuda").view(FP8)
-        return ops.fp8_grouped_gemm_swiglu_nt(*on_gpu, out, out_scale=scale)  # type: ignore[arg-type]
+        return ops.fp8_grouped_gemm_swiglu_nt(*on_gpu, out, out_scale=scale)
 
     got = both_paths(monkeypatch, call).cpu().double()
     per_value = scale[:, :total].t().cpu().double().repeat_interleave(128, 1)

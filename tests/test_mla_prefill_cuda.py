@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -40,7 +41,7 @@ CASES = [
 ]
 
 
-def arguments(inputs: Inputs, case: Case) -> tuple[object, ...]:
+def arguments(inputs: Inputs, case: Case) -> tuple[Any, ...]:
     tensors = (inputs.q, inputs.kv, inputs.k_pe, inputs.cu_q, inputs.cu_kv)
     return (*(t.cuda() for t in tensors), SCALE, case.causal)
 
@@ -109,12 +110,12 @@ def test_strided_inputs() -> None:
     case = Case((70,), (90,), h=3)
     inputs = make(case)
     want = run(inputs, case)
-    wide = []
+    wide: list[Tensor] = []
     for tensor in (inputs.q, inputs.kv, inputs.k_pe):
         padded = torch.full((*tensor.shape[:-1], tensor.shape[-1] + 24), math.nan, dtype=BF16)
         padded[..., 8 : 8 + tensor.shape[-1]] = tensor
         wide.append(padded.cuda()[..., 8 : 8 + tensor.shape[-1]])
-    got = ops.mla_prefill(*wide, inputs.cu_q.cuda(), inputs.cu_kv.cuda(), SCALE)
+    got = ops.mla_prefill(wide[0], wide[1], wide[2], inputs.cu_q.cuda(), inputs.cu_kv.cuda(), SCALE)
     assert_same_bits([t.cpu() for t in got], want)
 
 
@@ -126,7 +127,8 @@ def test_graph_replay_with_changing_lengths() -> None:
         for t in (inputs[0].q, inputs[0].kv, inputs[0].k_pe, inputs[0].cu_q, inputs[0].cu_kv)
     ]
     out, lse = torch.empty(128, 4, 128, dtype=BF16).cuda(), torch.empty(128, 4).cuda()
-    call = lambda: ops.mla_prefill(*buffers, SCALE, out=out, lse=lse)
+    q, kv, k_pe, cu_q, cu_kv = buffers
+    call = lambda: ops.mla_prefill(q, kv, k_pe, cu_q, cu_kv, SCALE, out=out, lse=lse)
     call()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
@@ -146,10 +148,10 @@ def test_rejects() -> None:
     inputs = make(Case((5,), (9,), h=2))
     good = list(arguments(inputs, Case((5,), (9,))))
     call = ops.mla_prefill
-    assert_rejects("mla_prefill: q: expected dtype bfloat16", call, good[0].float(), *good[1:])  # type: ignore[attr-defined]
+    assert_rejects("mla_prefill: q: expected dtype bfloat16", call, good[0].float(), *good[1:])
     assert_rejects(
         "mla_prefill: q: expected shape [s_q, h, 192]", call, good[0][..., :128], *good[1:]
-    )  # type: ignore[index]
+    )
     assert_rejects("kv: expected the device of q", call, good[0], inputs.kv, *good[2:])
     assert_rejects("softmax_scale: expected a positive number", call, *good[:5], 0.0)
     unaligned = torch.zeros(5, 2, 200, dtype=BF16).cuda()[..., 3:195]

@@ -320,6 +320,21 @@ def test_batched(
         torch.testing.assert_close(plain.double(), reference.bmm_nt(a, b), rtol=1e-5, atol=1e-5)
 
 
+def test_int4_is_answered_by_the_reference(hopper: None) -> None:
+    pairs = [reference.quantize_int4_g128(randn(40, 256, seed=i)) for i in range(2)]
+    b, b_scale = (torch.stack(parts) for parts in zip(*pairs, strict=True))
+    offsets = torch.tensor([0, 2, 5], dtype=torch.int32)
+    a, alpha = randn(6, 256).to(FP8), torch.tensor([0.5])
+    out = torch.full((6, 40), 77.0)
+    run = _gemm_cuda.w4a8_grouped_gemm_nt
+    run(0, tuple(b.shape), a, alpha, b, b_scale, offsets, out)
+    want = reference.w4a8_grouped_gemm_nt(a, alpha, b, b_scale, offsets)
+    torch.testing.assert_close(out[:5].double(), want[:5], rtol=1e-5, atol=1e-4)
+    assert (out[5] == 77).all()
+    with pytest.raises(RuntimeError, match="w4a8_grouped_gemm_nt: b: expected shape"):
+        run(0, tuple(b.shape), a[:, :128], alpha, b, b_scale, offsets, out)
+
+
 def test_a_resolver_that_is_there_is_kept() -> None:
     _jit.set_resolver(lambda family, values: (b"", ""))
     native.install_once()

@@ -334,3 +334,22 @@ def test_counters() -> None:
     assert (dense["global_sectors"], dense["uncoalesced_accesses"]) == (4, 0)
     assert (strided["global_sectors"], strided["uncoalesced_accesses"]) == (32, 1)
     assert (dense["shared_bank_conflicts"], strided["shared_bank_conflicts"]) == (0, 31)
+
+
+def test_cvt_takes_registers_wider_than_its_types() -> None:
+    """The low bits of a 64-bit source, and a 64-bit destination, in every lane."""
+    body = """
+    mov.u32 %r10, %tid.x;
+    cvt.u64.u32 %rd1, %r10;
+    add.s64 %rd1, %rd1, 0x700000000;
+    cvt.s64.s32 %rd2, %rd1;
+    cvt.u64.u32 %rd3, %rd1;
+    add.s64 %rd2, %rd2, %rd3;
+    mov.b64 %rd4, -1;
+    cvt.u32.u64 %rd4, %rd1;
+    add.s64 %rd2, %rd2, %rd4;
+    shr.u64 %rd5, %rd2, 32;
+    add.s64 %rd2, %rd2, %rd5;
+    cvt.u32.u64 %r1, %rd2;
+"""
+    assert run_words(body + STORE_R1).tolist() == [3 * lane for lane in range(32)]

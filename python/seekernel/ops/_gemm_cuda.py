@@ -141,17 +141,25 @@ def jit_fp8_gemm_nt(
         and b_scale.shape == ((n + 127) // 128, k // 128)
         and out.shape == (m, n)
         and b_scale.is_contiguous()
-        and b.get_device() == device
-        and out.get_device() == device
-        and a_scale.get_device() == device
-        and b_scale.get_device() == device
-        and a.stride(1) == b.stride(1) == a_scale.stride(1) == 1
-        and (out.stride(1) == 1 or n == 1)
+        and device
+        == b.get_device()
+        == out.get_device()
+        == a_scale.get_device()
+        == b_scale.get_device()
     ):
         check_fp8_gemm_nt(a, a_scale, b, b_scale, out)
         raise NoKernel("arguments that no compiled kernel takes")
     if m == 0 or n == 0:
         return None
+    (a_rows, a_step), (b_rows, b_step) = a.stride(), b.stride()
+    (scale_rows, scale_step), (out_rows, out_step) = a_scale.stride(), out.stride()
+    if not a_step == b_step == scale_step == out_step == 1:
+        check_fp8_gemm_nt(a, a_scale, b, b_scale, out)
+        raise NoKernel("a last dimension of one column, strided")
+    if m == 1:  # the stride of a single row may be anything in torch
+        a_rows, out_rows = k, (n + 15) // 16 * 16
+    if k == 128:
+        scale_rows = (m + 3) // 4 * 4
     if not _is_current(device):
         with torch.cuda.device(device):
             return jit_fp8_gemm_nt(a, a_scale, b, b_scale, out)
@@ -159,8 +167,8 @@ def jit_fp8_gemm_nt(
     try:
         _jit.fp8_gemm_nt(
             a.data_ptr(), a_scale.data_ptr(), b.data_ptr(), b_scale.data_ptr(), out.data_ptr(),
-            m, n, k, _row_stride(a, m, k), _row_stride(a_scale, k, m), _row_stride(b, n, k),
-            _row_stride(out, m, n), num_sms, stream, 0 if out_dtype is _BF16 else 1,
+            m, n, k, a_rows, scale_rows, b_rows, out_rows, num_sms, stream,
+            0 if out_dtype is _BF16 else 1,
         )  # fmt: skip
     except ValueError as error:
         check_fp8_gemm_nt(a, a_scale, b, b_scale, out)
@@ -210,8 +218,7 @@ def jit_fp8_bmm_nt(
     a: Tensor, a_scale: Tensor | None, b: Tensor, b_scale: Tensor, out: Tensor
 ) -> None:
     """Launch the wide kernel over a batch. Errors: JitError, NoKernel, RuntimeError."""
-    check = lambda: _check_bmm(a, a_scale, b, b_scale, out)
-    check()
+    _check_bmm(a, a_scale, b, b_scale, out)
     _require_kernel_takes(a, a_scale, b, b_scale, out)
     if out.dtype is not _BF16 or a_scale is None:
         raise NoKernel("an output that is not bfloat16")
@@ -219,7 +226,7 @@ def jit_fp8_bmm_nt(
     if g * m * n == 0:
         return
     _launch(
-        a.get_device(), check, _jit.fp8_gemm, _BATCHED, 0, m, n, k, g, 0, 0, a.data_ptr(),
+        a.get_device(), lambda: None, _jit.fp8_gemm, _BATCHED, 0, m, n, k, g, 0, 0, a.data_ptr(),
         a_scale.data_ptr(), b.data_ptr(), b_scale.data_ptr(), out.data_ptr(), 0, 0, 0, 0, 0,
         _row_stride(a, m, k), _matrix_stride(a), *_scale_strides(a_scale),
         _row_stride(b, n, k), _matrix_stride(b), b_scale.stride(0), _row_stride(out, m, n),
@@ -501,4 +508,37 @@ fp8_grouped_gemm_swiglu_nt = Chain(
     jit=jit_fp8_grouped_gemm_swiglu_nt,
     aot=aot_fp8_grouped_gemm_swiglu_nt,
     reference=reference_fp8_grouped_gemm_swiglu_nt,
+)
+
+
+# ---- w4a8_grouped_gemm_nt ----
+
+
+def reference_w4a8_grouped_gemm_nt(
+    a: Tensor, a_scale: Tensor | None, b: Tensor, b_scale: Tensor, offsets: Tensor, out: Tensor
+) -> None:
+    """Plain torch, one group after the other; reads the offsets on the host."""
+    op, device = "w4a8_grouped_gemm_nt", a.device
+    for name, x, dims in (("a", a, 2), ("b", b, 3)):
+        if x.dim() != dims:
+            fail(op, name, x, f"{dims} dimensions")
+    (rows, k), (g, n) = a.shape, b.shape[:2]
+    expect(op, "a", a, (rows, k), (*_WIDE, _FP8), device)
+    if (a.dtype is _FP8) != (a_scale is not None):
+        need = "a tensor as a is float8_e4m3fn" if a.dtype is _FP8 else "None as a is not"
+        raise RuntimeError(f"{op}: a_scale: expected {need}")
+    if a_scale is not None:
+        expect(op, "a_scale", a_scale, (1,), (_F32,), device)
+    expect(op, "b", b, (g, n, k // 2), (torch.uint8,), device)
+    expect(op, "b_scale", b_scale, (g, n, -(-k // 128)), (_F32,), device)
+    expect(op, "offsets", offsets, (g + 1,), (_I32,), device)
+    expect(op, "out", out, (rows, n), _WIDE, device)
+    for group, _, begin, end in reference.group_runs(offsets, "offsets"):
+        weights = reference.dequantize_int4_g128(b[group], b_scale[group], _F32)
+        part = a[begin:end].to(_F32) @ weights.t()
+        out[begin:end] = part if a_scale is None else part * a_scale
+
+
+w4a8_grouped_gemm_nt = Chain(
+    "w4a8_grouped_gemm_nt", jit=None, aot=None, reference=reference_w4a8_grouped_gemm_nt
 )

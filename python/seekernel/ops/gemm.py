@@ -203,7 +203,10 @@ def w4a8_grouped_gemm_nt(
     """
     if out is None:
         out = _allocate(a, a.shape[0], b.shape[1])
-    _w4a8_grouped_gemm_nt(a, a_scale, b, b_scale, offsets, out)
+    if type(a) is Tensor and a.is_cuda:
+        _cuda.w4a8_grouped_gemm_nt(a.get_device(), b.shape, a, a_scale, b, b_scale, offsets, out)
+    else:
+        _w4a8_grouped_gemm_nt(a, a_scale, b, b_scale, offsets, out)
     return out
 
 

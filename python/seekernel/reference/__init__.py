@@ -52,12 +52,20 @@ from seekernel.reference.quantize import (
     quantize_int4_g128,
     to_e4m3,
 )
+from seekernel.reference.sampling import (
+    changed_logits,
+    mtp_verify_relaxed,
+    mtp_verify_strict,
+    sample_probs,
+    token_logprobs,
+)
 
 __all__ = [
     "add_rms_norm",
     "add_rms_norm_quantize",
     "attention",
     "bmm_nt",
+    "changed_logits",
     "dequantize_fp8_128x128",
     "dequantize_int4_g128",
     "fp8_bmm_nt",
@@ -79,6 +87,8 @@ __all__ = [
     "moe_gate",
     "moe_permute_fp8",
     "moe_plan",
+    "mtp_verify_relaxed",
+    "mtp_verify_strict",
     "physical_ids",
     "quantize_fp8_1x128",
     "quantize_fp8_128x128",
@@ -87,9 +97,11 @@ __all__ = [
     "rms_norm",
     "rope_interleaved",
     "router_gemm",
+    "sample_probs",
     "silu_mul",
     "silu_mul_quantize",
     "tile_map",
     "to_e4m3",
+    "token_logprobs",
     "w4a8_grouped_gemm_nt",
 ]

@@ -24,7 +24,7 @@ def quantize_latent(values: Tensor, kv_lora: int, kv_scale: Tensor | None = None
     if kv_scale is not None:
         return to_e4m3(values / kv_scale)
     latent, rope = values[..., :kv_lora], values[..., kv_lora:]
-    blocks = latent.unflatten(-1, (kv_lora // _BLOCK, _BLOCK))
+    blocks = latent.reshape(*latent.shape[:-1], kv_lora // _BLOCK, _BLOCK)
     amax = blocks.abs().nan_to_num(nan=0.0, posinf=float("inf")).amax(-1)
     scale = torch.exp2(torch.ceil(torch.log2((amax.clamp_min(1e-4) / _E4M3_MAX).double()))).float()
     codes = to_e4m3(blocks / scale[..., None]).flatten(-2)
@@ -46,7 +46,8 @@ def latent_values(
     blocks = kv_lora // _BLOCK
     sizes = [kv_lora, 4 * blocks, kv_cache.shape[-1] - kv_lora - 4 * blocks]
     codes, scales, rope = (part.contiguous() for part in kv_cache.split_with_sizes(sizes, dim=-1))
-    latent = codes.view(torch.float8_e4m3fn).to(dtype).unflatten(-1, (blocks, _BLOCK))
+    latent = codes.view(torch.float8_e4m3fn).to(dtype)
+    latent = latent.reshape(*latent.shape[:-1], blocks, _BLOCK)
     latent = latent * scales.view(torch.float32).to(dtype)[..., None]
     return torch.cat([latent.flatten(-2), rope.view(torch.bfloat16).to(dtype)], dim=-1)
 

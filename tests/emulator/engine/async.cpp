@@ -56,8 +56,8 @@ bool Machine::run_due() {
     const std::size_t left = queue_.size();
     body(*this);
     any = true;
-    // What flushed others moved the rest: to go on from i would pass over one, and let a later wgmma
-    // of its warp overtake it.
+    // What flushed others moved the rest: to go on from i would pass over one, and let a later
+    // wgmma of its warp overtake it.
     if (queue_.size() != left) {
       i = 0;
       blocked.clear();

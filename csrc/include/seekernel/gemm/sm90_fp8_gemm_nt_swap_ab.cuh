@@ -5,9 +5,10 @@
 // Shapes: A [m, k] and B [n, k] e4m3, K-major; sfa [k/128, >= m] fp32, any stride; sfb
 //   [ceil(n/128), k/128] fp32; D [m, n] bf16 or fp32. k is a multiple of 128, n of 8 (fp32: 4), m
 //   anything from 1.
-// Roles: one warp of warpgroup 0 fills the ring (swap_ab_ring.cuh); each of the kBlockN / 64
-//   warpgroups behind it owns 64 rows of B. A CTA takes tiles of kBlockN x tile_tokens in turn, and
-//   its ring runs on across them: the next tile's weights fly while this one is stored.
+// Roles: two warps of warpgroup 0 fill the ring (swap_ab_ring.cuh), one with weights, one with
+//   tokens; each of the kBlockN / 64 warpgroups behind it owns 64 rows of B. A CTA takes tiles of
+//   kBlockN x tile_tokens in turn, and its ring runs on across them: the next tile's weights fly
+//   while this one is stored.
 // Tokens: a tile of r tokens is multiplied with the smallest wgmma N of 8, 16, 24, 32, 48, 64, 96,
 //   128 that holds them and costs N rows of 128 bytes per K block: one compiled kernel for every m.
 // Split K: in a cluster of S each rank takes a slice of K of one tile; partial sums are added
@@ -34,63 +35,93 @@ struct sm90_fp8_gemm_nt_swap_ab_config {
   static constexpr int kConsumers = kBlockN / 64, kHalves = 1, kBoxes = kConsumers;
   static constexpr bool kGather = false;
   static constexpr int kThreads = 128 * (1 + kConsumers);
-  // Of 64 K registers: 128 * 64 + 256 * 224. The walk over groups takes some of the producer's.
-  static constexpr int kProducerRegisters = 64;
-  static constexpr int kConsumerRegisters = kConsumers == 1 ? 248 : 224;
+  // Of 64 K registers: 128 * 72 + 256 * 216. The walk over groups takes some of the producers'.
+  static constexpr int kProducerRegisters = kConsumers == 1 ? 128 : 72;
+  static constexpr int kConsumerRegisters = kConsumers == 1 ? 248 : 216;
   static_assert(kBlockN == 64 || kBlockN == 128, "a tile lies in one row of sfb");
   static_assert(kMaxTokens >= 8 && kMaxTokens <= 128, "the sizes of wgmma N");
 };
 
 namespace swap_ab_detail {
 
-// Rounds the owned tokens' sums to Output and stores them, each warpgroup its 64 columns of D.
+// Rounds sums to Output and stores them, each warpgroup its 64 columns of D.
 template <typename Config>
 struct StoreRows {
   using Output = typename Config::Output;
   static constexpr uint32_t kRowBytes = 64 * sizeof(Output), kPitch = kRowBytes + 16;
 
   template <int kN>
-  SEEKERNEL_DEVICE void finish(const Consumer<Config>& self, float (&total)[1][kN / 2],
+  SEEKERNEL_DEVICE void finish(const Consumer<Config>& self, const float (&total)[1][kN / 2],
                                const tile_t& tile) const {
-    const uint32_t out = self.smem + self.plan.out + self.warpgroup * args.tiles.block_rows * kPitch;
-    const int first_row = tile.batch * args.tiles.m + tile.row;
-    if (args.row_weight != nullptr) {
+    reuse(self);
 #pragma unroll
-      for (int i = 0; i < kN / 2; ++i) {
-        const int token = i / 4 * 8 + self.lane % 4 * 2 + i % 2;
-        total[0][i] *= token < tile.rows ? args.row_weight[first_row + token] : 0.0f;
-      }
+    for (int j = 0; j < kN / 8; ++j) stage(self, tile, j, total[0] + 4 * j);
+    store(self, tile, 0, 1);
+  }
+
+  SEEKERNEL_DEVICE void finish_split(const Consumer<Config>& self, const tile_t& tile, int first,
+                                     int step) const {
+    reuse(self);
+    for (int j = first; 8 * j < tile.rows; j += step) {
+      float sum[1][4];
+      self.gather(sum, j);
+      stage(self, tile, j, sum[0]);
     }
-    // The copies of the tile before must have read what is overwritten here.
+    store(self, tile, first, step);
+  }
+
+  // The copies of the tile before must have read what is overwritten now.
+  SEEKERNEL_DEVICE static void reuse(const Consumer<Config>& self) {
     ptx::bulk_wait_group_read<0>();
     ptx::bar_sync(1 + self.warpgroup, 128);
-#pragma unroll
-    for (int j = 0; j < kN / 8; ++j) {
-      if (self.owns(j)) stage(self, total[0] + 4 * j, out + 8 * j * kPitch);
-    }
+  }
+
+  SEEKERNEL_DEVICE uint32_t out(const Consumer<Config>& self) const {
+    return self.smem + self.plan.out + self.warpgroup * args.tiles.block_rows * kPitch;
+  }
+
+  SEEKERNEL_DEVICE int first_row(const tile_t& tile) const {
+    return tile.batch * args.tiles.m + tile.row;
+  }
+
+  // Rows of the token groups first, first + step, ...
+  SEEKERNEL_DEVICE void store(const Consumer<Config>& self, const tile_t& tile, int first,
+                              int step) const {
     // The bulk engine reads what all 128 threads wrote: fence per thread, then meet.
     ptx::fence_proxy_async_shared();
     ptx::bar_sync(1 + self.warpgroup, 128);
-    const int column = tile.n_block * Config::kBlockN + 64 * self.warpgroup, token = self.thread;
-    const int num_columns = min(64, args.n - column);
-    if (token < tile.rows && self.owns(token / 8) && num_columns > 0) {
+    const int column = tile.n_block * Config::kBlockN + 64 * self.warpgroup;
+    const int token = self.thread, num_columns = min(64, args.n - column);
+    if (token < tile.rows && token / 8 % step == first && num_columns > 0) {
       Output* row = static_cast<Output*>(args.d) +
-                    static_cast<int64_t>(first_row + token) * args.d_stride + column;
-      ptx::bulk_store(row, out + token * kPitch, num_columns * sizeof(Output));
+                    static_cast<int64_t>(first_row(tile) + token) * args.d_stride + column;
+      ptx::bulk_store(row, out(self) + token * kPitch, num_columns * sizeof(Output));
       ptx::bulk_commit_group();
     }
   }
 
-  // Eight tokens of this warp's 16 weight rows, transposed: to[token][weight row].
-  SEEKERNEL_DEVICE static void stage(const Consumer<Config>& self, const float* d, uint32_t to) {
+  // Eight tokens of this warp's 16 weight rows, weighted, transposed: out[token][weight row].
+  SEEKERNEL_DEVICE void stage(const Consumer<Config>& self, const tile_t& tile, int j,
+                              const float* sum) const {
+    float d[4] = {sum[0], sum[1], sum[2], sum[3]};
+    if (args.row_weight != nullptr) {
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        const int token = 8 * j + 2 * (self.lane % 4) + i;
+        const float weight = token < tile.rows ? args.row_weight[first_row(tile) + token] : 0.0f;
+        d[i] *= weight;
+        d[i + 2] *= weight;
+      }
+    }
+    const uint32_t to = out(self) + 8 * j * kPitch;
     if constexpr (sizeof(Output) == 2) {
       const uint32_t row = to + self.lane % 8 * kPitch + self.warp * 32 + self.lane / 8 % 2 * 16;
       ptx::stmatrix_x2_trans(row, ptx::pack_bf16x2(d[0], d[1]), ptx::pack_bf16x2(d[2], d[3]));
     } else {
-      const uint32_t first = to + self.lane % 4 * 2 * kPitch + self.warp * 64 + self.lane / 4 * 4;
+      const uint32_t row = to + self.lane % 4 * 2 * kPitch + self.warp * 64 + self.lane / 4 * 4;
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        ptx::store_shared_f32(first + i % 2 * kPitch + i / 2 * 32, d[i]);
+        ptx::store_shared_f32(row + i % 2 * kPitch + i / 2 * 32, d[i]);
       }
     }
   }
@@ -101,10 +132,12 @@ struct StoreRows {
 }  // namespace swap_ab_detail
 
 // Grid: S * min(tiles, CTAs that are resident) with tiles = ceil(n / kBlockN) * ceil(m /
-//   tile_tokens) if the cluster (S, 1, 1) is of one, S * tiles if it is larger; 1 <= S <= k / 128.
+//   tile_tokens) if the cluster (S, 1, 1) is of one, S * tiles if it is larger; S <= min(8, k /
+//   128).
 // Tensor maps: A box of 128 bytes x 8 rows, B [groups * n, k] box of 128 bytes x 64 rows, both
 //   swizzle 128B.
-// Dynamic shared memory: 1024 + num_stages * (kBlockN * 128 + tile_tokens * 132 + 16) + kBlockN / 64
+// Dynamic shared memory: 1024 + num_stages * (kBlockN * 128 + tile_tokens * 132 + 16) + kBlockN /
+// 64
 //   * tile_tokens * (64 * sizeof(Output) + 16); with S > 1 the ring also holds kBlockN *
 //   tile_tokens floats.
 template <typename Config, int kKind>

@@ -13,6 +13,7 @@ namespace seekernel::swap_ab_detail {
 
 // Named barriers: one per consumer warpgroup from 1 on, and one for all of them.
 inline constexpr int kBarrierAllConsumers = 8;
+inline constexpr int kMaxSplits = 8;
 
 // Waits for all threads of the cluster; what they wrote to shared memory before is visible.
 SEEKERNEL_DEVICE void cluster_sync() {
@@ -24,14 +25,21 @@ template <typename Config>
 struct Consumer {
   using P = Plan<Config>;
 
-  // Starts partial = W_block[64, 128] @ tokens[kN, 128]^T as one wgmma group.
+  // What is multiplied as one wgmma group: tokens from `token` on by one half of the weights.
+  struct part_t {
+    int half, token;
+    bool first, last;  // of the stage
+  };
+
+  // Starts partial = W_block[64, 128] @ tokens[kN, 128]^T.
   template <int kN>
-  SEEKERNEL_DEVICE void issue(float (&partial)[kN / 2], slot_t slot, int half) const {
-    if (half == 0) ptx::mbarrier_wait_parity(smem + P::kFull + 8 * slot.stage, slot.parity);
+  SEEKERNEL_DEVICE void issue(float (&partial)[kN / 2], slot_t slot, part_t part) const {
+    if (part.first) ptx::mbarrier_wait_parity(smem + P::kFull + 8 * slot.stage, slot.parity);
     const uint32_t stage = smem + P::kRing + slot.stage * plan.bytes_stage;
     const uint64_t weights = ptx::wgmma_descriptor_k_major_128b(
-        stage + (half * Config::kConsumers + warpgroup) * P::kBytesBox);
-    const uint64_t tokens = ptx::wgmma_descriptor_k_major_128b(stage + P::kBytesWeights);
+        stage + (part.half * Config::kConsumers + warpgroup) * P::kBytesBox);
+    const uint64_t tokens =
+        ptx::wgmma_descriptor_k_major_128b(stage + P::kBytesWeights + part.token * 128);
     ptx::pin_registers(partial);
     ptx::wgmma_fence();
 #pragma unroll
@@ -43,133 +51,158 @@ struct Consumer {
     ptx::pin_registers(partial);
   }
 
-  // Waits until at most kPending products are in flight, then total += sfa * sfb * partial.
-  // The stage goes back to the producer as soon as it has been read for the last time.
-  template <int kN, int kPending>
-  SEEKERNEL_DEVICE void promote(float (&total)[kN / 2], float (&partial)[kN / 2], slot_t slot,
-                                int half) const {
-    // Loads first: they run beside the products.
+  // Waits until at most kPending groups are in flight, then total += sfa * sfb * partial.
+  template <int kPending, int kSums>
+  SEEKERNEL_DEVICE void promote(float* total, float (&partial)[kSums], slot_t slot,
+                                part_t part) const {
     const uint32_t scales = smem + plan.scales + slot.stage * plan.bytes_scales;
-    const float weight = ptx::load_shared_f32(scales + plan.weight_scale + 4 * half);
-    float2 scale[kN / 8];
+    const float weight = ptx::load_shared_f32(scales + plan.weight_scale + 4 * part.half);
+    constexpr int kGroups = kSums / 4, kChunk = kGroups > 8 ? 4 : kGroups;
 #pragma unroll
-    for (int j = 0; j < kN / 8; ++j) {
-      scale[j] = ptx::load_shared_f32x2(scales + 32 * j + 8 * (lane % 4));
-    }
-    ptx::wgmma_wait_group<kPending>();
-    ptx::pin_registers(partial);
-    if (half == Config::kHalves - 1) {
-      __syncwarp();
-      if (lane == 0) ptx::mbarrier_arrive(smem + P::kEmpty + 8 * slot.stage);
-    }
+    for (int first = 0; first < kGroups; first += kChunk) {
+      // Loads before the wait, where registers allow: they run beside the products.
+      float2 scale[kChunk];
 #pragma unroll
-    for (int j = 0; j < kN / 8; ++j) {
-      const float even = scale[j].x * weight, odd = scale[j].y * weight;
-      total[4 * j] += even * partial[4 * j];
-      total[4 * j + 1] += odd * partial[4 * j + 1];
-      total[4 * j + 2] += even * partial[4 * j + 2];
-      total[4 * j + 3] += odd * partial[4 * j + 3];
+      for (int j = 0; j < kChunk; ++j) {
+        scale[j] =
+            ptx::load_shared_f32x2(scales + 4 * part.token + 32 * (first + j) + 8 * (lane % 4));
+      }
+      if (first == 0) {
+        ptx::wgmma_wait_group<kPending>();
+        ptx::pin_registers(partial);
+      }
+      // The stage goes back to the producers once every lane has read it.
+      if (part.last && first + kChunk == kGroups) {
+        __syncwarp();
+        if (lane == 0) ptx::mbarrier_arrive(smem + P::kEmpty + 8 * slot.stage);
+      }
+#pragma unroll
+      for (int j = 0; j < kChunk; ++j) {
+        const float even = scale[j].x * weight, odd = scale[j].y * weight;
+        float* t = total + 4 * (first + j);
+        const float* p = partial + 4 * (first + j);
+        t[0] += even * p[0];
+        t[1] += odd * p[1];
+        t[2] += even * p[2];
+        t[3] += odd * p[3];
+        // Keeps later loads from being moved up, and the next product from passing these reads.
+#pragma unroll
+        for (int i = 0; i < 4; ++i) asm volatile("" : "+f"(t[i]));
+      }
     }
   }
 
-  // One matrix. Two banks of partial sums, so that one is promoted while the other is multiplied;
-  // one bank where there is nothing to hide (8 tokens) or no room (128).
+  // total = the sum over the K blocks.
   template <int kN>
-  SEEKERNEL_DEVICE void multiply(float (&total)[1][kN / 2], slot_t& slot, int num_blocks) const {
-    if constexpr (kN == 8 || kN == 128) {
-      float partial[kN / 2];
+  SEEKERNEL_DEVICE void multiply(float (&total)[Config::kHalves][kN / 2], slot_t& slot,
+                                 int num_blocks) const {
+    if constexpr (Config::kHalves == 2) {
+      // Both of a K block are in flight at once; across blocks the other warpgroup fills the gaps.
+      constexpr part_t kGate{0, 0, true, false}, kUp{1, 0, false, true};
+      float gate[kN / 2], up[kN / 2];
       for (int block = 0; block < num_blocks; ++block) {
-        issue<kN>(partial, slot, 0);
-        promote<kN, 0>(total[0], partial, slot, 0);
+        issue<kN>(gate, slot, kGate);
+        issue<kN>(up, slot, kUp);
+        promote<1>(total[0], gate, slot, kGate);
+        promote<0>(total[1], up, slot, kUp);
+        slot.advance(num_stages);
+      }
+    } else if constexpr (kN == 8 || kN > 64) {
+      // One bank: four FMAs are not worth a second one, and for many tokens there are no registers;
+      // for 128 of them the bank takes 64 at a time. The other warpgroup fills the gaps.
+      constexpr int kPart = kN == 128 ? 64 : kN;
+      float partial[kPart / 2];
+      for (int block = 0; block < num_blocks; ++block) {
+#pragma unroll
+        for (int token = 0; token < kN; token += kPart) {
+          const part_t part{0, token, token == 0, token + kPart == kN};
+          issue<kPart>(partial, slot, part);
+          promote<0>(total[0] + token / 2, partial, slot, part);
+        }
         slot.advance(num_stages);
       }
     } else {
-      float even[kN / 2], odd[kN / 2];
-      issue<kN>(even, slot, 0);
-      int block = 0;
-      for (; block + 2 < num_blocks; block += 2) {
-        const slot_t first = slot;
-        slot.advance(num_stages);
-        issue<kN>(odd, slot, 0);
-        promote<kN, 1>(total[0], even, first, 0);
-        const slot_t second = slot;
-        slot.advance(num_stages);
-        issue<kN>(even, slot, 0);
-        promote<kN, 1>(total[0], odd, second, 0);
-      }
-      if (block + 1 < num_blocks) {
-        const slot_t first = slot;
-        slot.advance(num_stages);
-        issue<kN>(odd, slot, 0);
-        promote<kN, 1>(total[0], even, first, 0);
-        promote<kN, 0>(total[0], odd, slot, 0);
-      } else {
-        promote<kN, 0>(total[0], even, slot, 0);
-      }
-      slot.advance(num_stages);
+      multiply_blocks<kN>(total[0], slot, num_blocks);
     }
   }
 
-  // Two matrices on the same tokens: the one is promoted while the other is multiplied.
+  // Two banks of partial sums take turns: one is promoted while the other is multiplied.
   template <int kN>
-  SEEKERNEL_DEVICE void multiply(float (&total)[2][kN / 2], slot_t& slot, int num_blocks) const {
-    float gate[kN / 2], up[kN / 2];
-    issue<kN>(gate, slot, 0);
-    for (int block = 0; block + 1 < num_blocks; ++block) {
-      issue<kN>(up, slot, 1);
-      promote<kN, 1>(total[0], gate, slot, 0);
-      const slot_t last = slot;
+  SEEKERNEL_DEVICE void multiply_blocks(float* total, slot_t& slot, int num_blocks) const {
+    constexpr part_t kWhole{0, 0, true, true};
+    float even[kN / 2], odd[kN / 2];
+    issue<kN>(even, slot, kWhole);
+    int block = 0;
+    for (; block + 2 < num_blocks; block += 2) {
+      const slot_t first = slot;
       slot.advance(num_stages);
-      issue<kN>(gate, slot, 0);
-      promote<kN, 1>(total[1], up, last, 1);
+      issue<kN>(odd, slot, kWhole);
+      promote<1>(total, even, first, kWhole);
+      const slot_t second = slot;
+      slot.advance(num_stages);
+      issue<kN>(even, slot, kWhole);
+      promote<1>(total, odd, second, kWhole);
     }
-    issue<kN>(up, slot, 1);
-    promote<kN, 1>(total[0], gate, slot, 0);
-    promote<kN, 0>(total[1], up, slot, 1);
+    if (block + 1 < num_blocks) {
+      const slot_t first = slot;
+      slot.advance(num_stages);
+      issue<kN>(odd, slot, kWhole);
+      promote<1>(total, even, first, kWhole);
+      promote<0>(total, odd, slot, kWhole);
+    } else {
+      promote<0>(total, even, slot, kWhole);
+    }
     slot.advance(num_stages);
   }
 
-  // Whether this CTA writes the tokens [8 * j, 8 * j + 8) of the tile: they go round the cluster.
-  SEEKERNEL_DEVICE bool owns(int j) const { return j % splits == rank; }
-
-  // total of the owned tokens = sum over the cluster, in the order of the ranks. The partial sums
-  // take the place of the ring, which is done with: a cluster computes one tile.
+  // Lays the partial sums where the ring was, which is done with: a cluster computes one tile.
+  // Thereafter all of the cluster's are there to be gathered.
   template <int kN>
-  SEEKERNEL_DEVICE void sum_over_cluster(float (&total)[Config::kHalves][kN / 2]) const {
+  SEEKERNEL_DEVICE void publish(const float (&total)[Config::kHalves][kN / 2]) const {
     // The other warpgroups may still read the ring.
     ptx::bar_sync(kBarrierAllConsumers, 128 * Config::kConsumers);
-    const uint32_t mine = smem + P::kRing + 16 * thread;
-    const auto offset = [&](int half, int j) {
-      return ((warpgroup * Config::kHalves + half) * (kN / 8) + j) * 128u * 16u;
-    };
 #pragma unroll
     for (int half = 0; half < Config::kHalves; ++half) {
 #pragma unroll
       for (int j = 0; j < kN / 8; ++j) {
         const float* t = total[half] + 4 * j;
-        ptx::store_shared_f32x4(mine + offset(half, j), t[0], t[1], t[2], t[3]);
+        ptx::store_shared_f32x4(partial_sums(half, j), t[0], t[1], t[2], t[3]);
       }
     }
     cluster_sync();
+  }
+
+  // This thread's sums of tokens [8 * j, 8 * j + 8), added in the order of the ranks.
+  SEEKERNEL_DEVICE void gather(float (&sum)[Config::kHalves][4], int j) const {
 #pragma unroll
     for (int half = 0; half < Config::kHalves; ++half) {
+      // All loads first: they take turns on the way, not in waiting for it.
+      float4 part[kMaxSplits];
 #pragma unroll
-      for (int j = 0; j < kN / 8; ++j) {
-        float* t = total[half] + 4 * j;
-        if (!owns(j)) continue;
-        t[0] = t[1] = t[2] = t[3] = 0.0f;
-        for (int peer = 0; peer < splits; ++peer) {
-          const float4 part =
-              ptx::load_shared_cluster_f32x4(ptx::mapa(mine + offset(half, j), peer));
-          t[0] += part.x;
-          t[1] += part.y;
-          t[2] += part.z;
-          t[3] += part.w;
+      for (int peer = 0; peer < kMaxSplits; ++peer) {
+        if (peer < splits) {
+          part[peer] = ptx::load_shared_cluster_f32x4(ptx::mapa(partial_sums(half, j), peer));
+        }
+      }
+      float* t = sum[half];
+      t[0] = t[1] = t[2] = t[3] = 0.0f;
+#pragma unroll
+      for (int peer = 0; peer < kMaxSplits; ++peer) {
+        if (peer < splits) {
+          t[0] += part[peer].x;
+          t[1] += part[peer].y;
+          t[2] += part[peer].z;
+          t[3] += part[peer].w;
         }
       }
     }
-    // Nobody may leave while others read its shared memory.
-    ptx::barrier_cluster_arrive();
+  }
+
+  SEEKERNEL_DEVICE uint32_t partial_sums(int half, int j) const {
+    constexpr uint32_t kBytesGroup = 128 * 16;
+    return smem + P::kRing +
+           ((j * Config::kConsumers + warpgroup) * Config::kHalves + half) * kBytesGroup +
+           16 * thread;
   }
 
   uint32_t smem;

@@ -1,10 +1,11 @@
-// What the swapAB kernels share: arguments, shared memory, and the producer warp that fills the
+// What the swapAB kernels share: arguments, shared memory, and the two producer warps that fill the
 // ring.
 //
-// A stage holds one block of 128 of K: kBoxes boxes of 64 weight rows x 128 bytes, the tile's tokens
-// as rows of 128 bytes, both swizzled by 128 B, and apart from them one fp32 scale per token and
-// one per weight half. Its full barrier takes one arrival with the bytes of the boxes and one per
-// producer lane, made when that lane's scales have landed; its empty barrier one per consumer warp.
+// A stage holds one block of 128 of K: kBoxes boxes of 64 weight rows x 128 bytes, the tile's
+// tokens as rows of 128 bytes, both swizzled by 128 B, and apart from them one fp32 scale per token
+// and one per weight half. Its full barrier takes the bytes and an arrival from every thread that
+// announces them, and one from every lane that brings scales, made when they have landed; its empty
+// barrier takes one per consumer warp.
 #pragma once
 
 #include <seekernel/ptx/barrier.cuh>
@@ -19,8 +20,8 @@ namespace seekernel {
 
 // Run-time arguments, the same for all swapAB kernels; 0 or null where a kernel has no use for one.
 struct swap_ab_args_t {
-  const float* sfa;          // scale of row r of A's matrix g (masked: a group) in K block b:
-  int64_t sfa_stride;        //   sfa[g * sfa_group_stride + b * sfa_stride + r]
+  const float* sfa;    // scale of row r of A's matrix g (masked: a group) in K block b:
+  int64_t sfa_stride;  //   sfa[g * sfa_group_stride + b * sfa_stride + r]
   int64_t sfa_group_stride;
   const float* sfb;          // [groups, ceil(n / 128), k / 128]
   void* d;                   // output rows
@@ -54,8 +55,12 @@ namespace swap_ab_detail {
 
 // Where a CTA's share of K blocks begins and ends: all, or a slice by its rank in the cluster.
 struct k_slice_t {
-  SEEKERNEL_DEVICE k_slice_t(int k, int rank, int splits)
-      : begin(k / 128 * rank / splits), end(k / 128 * (rank + 1) / splits) {}
+  SEEKERNEL_DEVICE explicit k_slice_t(int k) {
+    const int rank = static_cast<int>(ptx::cluster_ctarank());
+    const int splits = static_cast<int>(ptx::cluster_nctarank());
+    begin = k / 128 * rank / splits;
+    end = k / 128 * (rank + 1) / splits;
+  }
   int begin, end;
 };
 
@@ -69,12 +74,14 @@ struct Plan {
   static constexpr uint32_t kRing = 1024;
   static_assert(kEmpty + 8 * kSwapAbMaxStages <= kRing, "the barriers lie before the ring");
 
-  SEEKERNEL_DEVICE Plan(int tile_tokens, int num_stages)
-      : bytes_stage(kBytesWeights + tile_tokens * 128),
-        bytes_scales((tile_tokens + 4) * 4),
-        weight_scale(tile_tokens * 4),
-        scales(kRing + num_stages * bytes_stage),
-        out(scales + num_stages * bytes_scales) {}
+  SEEKERNEL_DEVICE explicit Plan(const swap_ab_args_t& args) {
+    const int tile_tokens = args.tiles.block_rows;
+    bytes_stage = kBytesWeights + tile_tokens * 128;
+    bytes_scales = (tile_tokens + 4) * 4;
+    weight_scale = tile_tokens * 4;
+    scales = kRing + args.num_stages * bytes_stage;
+    out = scales + args.num_stages * bytes_scales;
+  }
 
   uint32_t bytes_stage, bytes_scales, weight_scale;
   uint32_t scales;  // of stage 0: tile_tokens of tokens, then kHalves of weights
@@ -96,130 +103,127 @@ struct slot_t {
 template <typename Config>
 SEEKERNEL_DEVICE void init_barriers(uint32_t smem, int num_stages) {
   for (int stage = 0; stage < num_stages; ++stage) {
-    ptx::mbarrier_init(smem + Plan<Config>::kFull + 8 * stage, 1 + 32);
+    ptx::mbarrier_init(smem + Plan<Config>::kFull + 8 * stage, 2 * Config::kHalves + 1 + 32);
     ptx::mbarrier_init(smem + Plan<Config>::kEmpty + 8 * stage, 4 * Config::kConsumers);
   }
   ptx::fence_mbarrier_init();
 }
 
-// The K blocks that this CTA's tiles need, one after the other.
-template <int kKind>
-struct Cursor {
-  SEEKERNEL_DEVICE Cursor(const tile_source_t& source, int num_n_blocks, int first, int step,
-                          k_slice_t slice)
-      : tiles(source, num_n_blocks, first, step), slice(slice) {
-    open();
-  }
-  SEEKERNEL_DEVICE void open() {
-    live = tiles.next(tile);
-    block = slice.begin;
-  }
-  SEEKERNEL_DEVICE void next() {
-    if (++block == slice.end) open();
-  }
-  tile_walker_t<kKind, 0> tiles;
-  k_slice_t slice;
-  tile_t tile;
-  int block;
-  bool live;
-};
+// The tiles of this CTA, or of its cluster: they take tiles in turn, but a cluster of more than one
+// computes a single tile.
+template <typename Config, int kKind>
+SEEKERNEL_DEVICE tile_walker_t<kKind, 0> walk(const swap_ab_args_t& args) {
+  constexpr int kNoSecond = 1 << 30;
+  const int splits = static_cast<int>(ptx::cluster_nctarank());
+  return {args.tiles, ceil_div(args.n / Config::kHalves, Config::kBlockN),
+          static_cast<int>(blockIdx.x) / splits,
+          splits > 1 ? kNoSecond : static_cast<int>(gridDim.x)};
+}
 
-// One warp. Lane 0 asks for the weights, as many lanes as needed for the tokens, all for scales.
+// What both producers know. Each is one warp that walks the tiles on its own: weights and tokens
+// then never wait for one another, nor weights for the kernel before this one.
 template <typename Config, int kKind>
 struct Producer {
-  static constexpr bool kKnown = kKind == tile_kind::dense || kKind == tile_kind::batched;
+  using P = Plan<Config>;
 
-  SEEKERNEL_DEVICE void issue_weights(const Cursor<kKind>& at, slot_t slot) const {
-    const uint32_t full = smem + P::kFull + 8 * slot.stage;
-    if (lane == 0) {
-      const int columns = swap_ab_columns(at.tile.rows);
-      ptx::mbarrier_arrive_expect_tx(full, P::kBytesWeights + columns * 128);
-      const int half_rows = args.n / Config::kHalves;
-      const uint32_t to = smem + P::kRing + slot.stage * plan.bytes_stage;
+  // Waits until the stage is free; returns its full barrier.
+  SEEKERNEL_DEVICE uint32_t acquire(slot_t slot) const {
+    ptx::mbarrier_wait_parity(smem + P::kEmpty + 8 * slot.stage, slot.parity ^ 1);
+    return smem + P::kFull + 8 * slot.stage;
+  }
+
+  // Lane i brings half i of the weights: boxes of 64 rows for each consumer, and their scale.
+  SEEKERNEL_DEVICE void bring_weights(const tensor_map_t* map_b) const {
+    // Only the kinds that read their tiles from device memory depend on the kernel before.
+    constexpr bool kConstant = kKind == tile_kind::dense || kKind == tile_kind::batched;
+    if constexpr (!kConstant) ptx::griddepcontrol_wait();
+    const uint64_t policy = ptx::policy_evict_first();
+    const int half_rows = args.n / Config::kHalves, num_blocks = args.k / 128;
+    auto tiles = walk<Config, kKind>(args);
+    slot_t slot;
+    for (tile_t tile; tiles.next(tile);) {
+      if (lane < Config::kHalves) {
+        const int column = lane * half_rows + tile.n_block * Config::kBlockN;
+        const int row = tile.group * args.n + column;
+        const float* sfb =
+            args.sfb +
+            num_blocks * (static_cast<int64_t>(tile.group) * ceil_div(args.n, 128) + column / 128);
+        for (int block = slice.begin; block < slice.end; ++block) {
+          const uint32_t full = acquire(slot);
+          const uint32_t to = smem + P::kRing + slot.stage * plan.bytes_stage +
+                              lane * Config::kConsumers * P::kBytesBox;
+          ptx::mbarrier_arrive_expect_tx(full, Config::kConsumers * P::kBytesBox);
 #pragma unroll
-      for (int box = 0; box < Config::kBoxes; ++box) {
-        const int half = box / Config::kConsumers, consumer = box % Config::kConsumers;
-        const int row =
-            at.tile.group * args.n + half * half_rows + column_of(at.tile) + 64 * consumer;
-        ptx::tma_load_2d_hinted(to + box * P::kBytesBox, map_b, full, at.block * 128, row, first);
+          for (int i = 0; i < Config::kConsumers; ++i) {
+            ptx::tma_load_2d_hinted(to + i * P::kBytesBox, map_b, full, block * 128, row + 64 * i,
+                                    policy);
+          }
+          ptx::cp_async_4(
+              smem + plan.scales + slot.stage * plan.bytes_scales + plan.weight_scale + 4 * lane,
+              sfb + block, true);
+          ptx::cp_async_mbarrier_arrive_noinc(full);
+          slot.advance(args.num_stages);
+        }
       }
+      __syncwarp();
     }
-    if (lane < Config::kHalves) {
-      const int num_blocks = args.k / 128;
-      const int column = lane * (args.n / Config::kHalves) + column_of(at.tile);
-      const int64_t row =
-          static_cast<int64_t>(at.tile.group) * ceil_div(args.n, 128) + column / 128;
-      const uint32_t to = smem + plan.scales + slot.stage * plan.bytes_scales;
-      ptx::cp_async_4(to + plan.weight_scale + 4 * lane, args.sfb + row * num_blocks + at.block,
-                      true);
-    }
-    __syncwarp();
   }
 
-  SEEKERNEL_DEVICE void issue_tokens(const Cursor<kKind>& at, slot_t slot) const {
-    const uint32_t full = smem + P::kFull + 8 * slot.stage;
-    const uint32_t to = smem + P::kRing + slot.stage * plan.bytes_stage + P::kBytesWeights;
-    const uint32_t scales = smem + plan.scales + slot.stage * plan.bytes_scales;
-    const int columns = swap_ab_columns(at.tile.rows);
-    // The matrices of A stand under each other in one tensor map.
-    const int first_row = at.tile.batch * args.tiles.m + at.tile.row;
-    if (!Config::kGather && 8 * lane < columns) {
-      ptx::tma_load_2d_hinted(to + lane * 1024, map_a, full, at.block * 128,
-                              first_row + 8 * lane, last);
-    }
-    const float* sfa =
-        args.sfa + at.tile.batch * args.sfa_group_stride + at.block * args.sfa_stride;
-    for (int i = lane; i < columns; i += 32) {
-      const bool valid = i < at.tile.rows;
-      int row = at.tile.row + i;
-      if constexpr (Config::kGather) {
-        // Row -1 lies outside the tensor: it reads as zeros.
-        row = valid ? args.row_token[first_row + i] : -1;
-        ptx::tma_load_2d_hinted(to + i * 128, map_a, full, at.block * 128, row, last);
+  // Lane i brings tokens 8 * i to 8 * i + 7, or, where rows are gathered, token i of every 32.
+  SEEKERNEL_DEVICE void bring_tokens(const tensor_map_t* map_a) const {
+    ptx::griddepcontrol_wait();
+    const uint64_t policy = ptx::policy_evict_last();
+    auto tiles = walk<Config, kKind>(args);
+    slot_t slot;
+    for (tile_t tile; tiles.next(tile);) {
+      const int columns = swap_ab_columns(tile.rows);
+      // The matrices of A stand under each other in one tensor map.
+      const int first_row = tile.batch * args.tiles.m + tile.row;
+      const float* sfa = args.sfa + tile.batch * args.sfa_group_stride;
+      // Of this lane's tokens in A and sfa; row -1 is outside the tensor and reads as zeros.
+      int rows[kTokensPerLane];
+#pragma unroll
+      for (int i = 0; i < kTokensPerLane; ++i) {
+        const int token = lane + 32 * i;
+        rows[i] = !Config::kGather    ? tile.row + token
+                  : token < tile.rows ? args.row_token[first_row + token]
+                                      : -1;
       }
-      ptx::cp_async_4(scales + 4 * i, sfa + (valid ? row : 0), valid);
-    }
-    ptx::cp_async_mbarrier_arrive_noinc(full);
-  }
-
-  // Fills the ring for all tiles. What the weights need is known before the wait for the kernel
-  // before this one only if the tiles are.
-  SEEKERNEL_DEVICE void run(int first_tile, int step, int num_n_blocks, k_slice_t slice) const {
-    int ahead = 0;
-    if constexpr (!kKnown) ptx::griddepcontrol_wait();
-    Cursor<kKind> cursor(args.tiles, num_n_blocks, first_tile, step, slice);
-    if constexpr (kKnown) {
-      slot_t slot;
-      for (Cursor<kKind> early = cursor; ahead < args.num_stages && early.live; ++ahead) {
-        issue_weights(early, slot);
-        early.next();
+      sfa += slice.begin * args.sfa_stride;
+      for (int block = slice.begin; block < slice.end; ++block, sfa += args.sfa_stride) {
+        const uint32_t full = acquire(slot);
+        const uint32_t to = smem + P::kRing + slot.stage * plan.bytes_stage + P::kBytesWeights;
+        if (lane == 0) ptx::mbarrier_arrive_expect_tx(full, columns * 128);
+        __syncwarp();
+        if constexpr (!Config::kGather) {
+          if (8 * lane < columns) {
+            ptx::tma_load_2d_hinted(to + lane * 1024, map_a, full, block * 128,
+                                    first_row + 8 * lane, policy);
+          }
+        }
+        const uint32_t scales = smem + plan.scales + slot.stage * plan.bytes_scales + 4 * lane;
+#pragma unroll
+        for (int i = 0; i < kTokensPerLane; ++i) {
+          const int token = lane + 32 * i;
+          if (token >= columns) break;
+          if constexpr (Config::kGather) {
+            ptx::tma_load_2d_hinted(to + token * 128, map_a, full, block * 128, rows[i], policy);
+          }
+          const bool valid = token < tile.rows;
+          ptx::cp_async_4(scales + 128 * i, valid ? sfa + rows[i] : args.sfa, valid);
+        }
+        ptx::cp_async_mbarrier_arrive_noinc(full);
         slot.advance(args.num_stages);
       }
-      ptx::griddepcontrol_wait();
-    }
-    for (slot_t slot; cursor.live; cursor.next(), slot.advance(args.num_stages)) {
-      if (ahead > 0) {
-        --ahead;
-      } else {
-        ptx::mbarrier_wait_parity(smem + P::kEmpty + 8 * slot.stage, slot.parity ^ 1);
-        issue_weights(cursor, slot);
-      }
-      issue_tokens(cursor, slot);
     }
   }
 
-  SEEKERNEL_DEVICE static int column_of(const tile_t& tile) {
-    return tile.n_block * Config::kBlockN;
-  }
-
-  using P = Plan<Config>;
+  static constexpr int kTokensPerLane = ceil_div(Config::kMaxTokens, 32);
   const swap_ab_args_t& args;
   Plan<Config> plan;
-  const tensor_map_t* map_a;
-  const tensor_map_t* map_b;
+  k_slice_t slice;
   uint32_t smem;
   int lane;
-  uint64_t first, last;  // L2 policies: weights are read once, tokens by every CTA
 };
 
 }  // namespace swap_ab_detail
