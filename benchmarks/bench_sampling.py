@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -58,8 +58,10 @@ class Inputs:
         copies = copies_beyond_cache(base.nbytes, device, limit=16)
         self.on_cpu = base
         self.logits = [base.roll(i, 1).to(device) for i in range(copies)]
-        column = lambda value, dtype: torch.full((rows,), value, dtype=dtype)
-        self.columns_on_cpu = (
+        column: Callable[[float, torch.dtype], Tensor] = lambda value, dtype: torch.full(
+            (rows,), value, dtype=dtype
+        )
+        self.columns_on_cpu: tuple[Any, ...] = (
             column(setting.temperature, torch.float32),
             column(setting.top_k, torch.int32),
             column(setting.top_p, torch.float32),
@@ -67,7 +69,7 @@ class Inputs:
             torch.arange(rows),
             torch.arange(rows) * 3,
         )
-        self.columns = tuple(c.to(device) for c in self.columns_on_cpu)
+        self.columns: tuple[Any, ...] = tuple(c.to(device) for c in self.columns_on_cpu)
         self.ids, self.status = (torch.empty(rows, dtype=torch.int32, device=device) for _ in "is")
 
 
@@ -103,7 +105,7 @@ def flashinfer_sample(s: Setting) -> Callable[[Tensor], Tensor] | None:
     except ImportError:
         return None
     sampling: Any = flashinfer.sampling
-    probs = lambda logits: torch.softmax(logits / s.temperature, -1)
+    probs: Callable[[Tensor], Tensor] = lambda logits: torch.softmax(logits / s.temperature, -1)
     if s.temperature == 0.0:
         return None
     if s.top_k and s.top_p < 1.0:
@@ -128,12 +130,13 @@ def check_support(name: str, ids: Tensor, probs: Tensor) -> None:
 def sample_variants(rows: int, v: int, s: Setting, device: torch.device) -> dict[str, list[Call]]:
     inputs = Inputs(rows, v, s, device)
     probs = torch.empty(rows, v)
-    want, _ = ops.sample(inputs.on_cpu, *inputs.columns_on_cpu, probs=probs)
-    got, _ = ops.sample(inputs.logits[0], *inputs.columns)
+    sample: Any = ops.sample
+    want, _ = sample(inputs.on_cpu, *inputs.columns_on_cpu, probs=probs)
+    got, _ = sample(inputs.logits[0], *inputs.columns)
     if not torch.equal(got.cpu(), want):
         raise AssertionError(f"{s.name}: another token than on the CPU")
     functions: dict[str, Callable[[Tensor], Tensor]] = {
-        "ours": lambda x: ops.sample(x, *inputs.columns, ids=inputs.ids, status=inputs.status)[0],
+        "ours": lambda x: sample(x, *inputs.columns, ids=inputs.ids, status=inputs.status)[0],
         "eager": lambda x: eager_sample(x, s),
     }
     if device.type == "cuda":
@@ -150,8 +153,7 @@ def sample_variants(rows: int, v: int, s: Setting, device: torch.device) -> dict
             print(f"# {name} {s.name}: {type(error).__name__}: {str(error).splitlines()[0]}")
             del functions[name]
     return {
-        name: [lambda f=function, x=x: f(x) for x in inputs.logits]
-        for name, function in functions.items()
+        name: [partial(function, x) for x in inputs.logits] for name, function in functions.items()
     }
 
 
@@ -169,8 +171,8 @@ def logprob_variants(rows: int, v: int, top: int, device: torch.device) -> dict[
         return chosen, (logprobs > chosen).sum(-1), logprobs.topk(max(top, 1), -1)
 
     return {
-        "ours": [lambda x=x: ops.token_logprobs(x, ids, top, out) for x in inputs.logits],
-        "eager": [lambda x=x: eager(x) for x in inputs.logits],
+        "ours": [partial(ops.token_logprobs, x, ids, top, out) for x in inputs.logits],
+        "eager": [partial(eager, x) for x in inputs.logits],
     }
 
 
@@ -182,8 +184,9 @@ def rejection_variants(b: int, v: int, device: torch.device) -> dict[str, list[C
     q = torch.softmax(logits[:, :n] + torch.randn(b, n, v, generator=generator), -1)
     drafts = torch.multinomial(q.reshape(b * n, v), 1, generator=generator).reshape(b, n).int()
     arguments = (p, q, drafts, torch.arange(b), torch.arange(b) * 7)
-    on_device = tuple(t.to(device) for t in arguments)
-    out = ops.mtp_verify_rejection(*on_device)
+    on_device: tuple[Any, ...] = tuple(t.to(device) for t in arguments)
+    verify: Any = ops.mtp_verify_rejection
+    out = verify(*on_device)
     want = ops.mtp_verify_rejection(*arguments)
     if not all(torch.equal(x.cpu(), y) for x, y in zip(out, want, strict=True)):
         raise AssertionError("mtp_verify_rejection: another result than on the CPU")
@@ -198,7 +201,7 @@ def rejection_variants(b: int, v: int, device: torch.device) -> dict[str, list[C
         return accepted, (rest / torch.empty_like(rest).exponential_()).argmax(-1)
 
     return {
-        "ours": [lambda: ops.mtp_verify_rejection(*on_device, *out)],
+        "ours": [partial(verify, *on_device, *out)],
         "eager": [eager],
     }
 

@@ -192,7 +192,7 @@ def test_sampled_targets_and_strict_give_what_sampling_alone_gives() -> None:
         tokens = [0]
         steps = 0
         while len(tokens) <= length:
-            drafts = []
+            drafts: list[int] = []
             for _ in range(n):
                 drafts.append(int(table[(tokens + drafts)[-1]].argmax()))
             inputs = int32([tokens[-1], *drafts])

@@ -121,7 +121,9 @@ def test_mtp_verify() -> None:
     on_cpu, on_gpu = deltas.clone(), deltas.cuda()
     want = ops.mtp_verify_relaxed(**case, slot_delta=on_cpu, relaxed_delta=RELAXED[0],
                                   begin_thinking_id=RELAXED[1], end_thinking_id=RELAXED[2])  # fmt: skip
-    got = ops.mtp_verify_relaxed(*(t.cuda() for t in case.values()), on_gpu, *RELAXED)
+    on_device = {name: t.cuda() for name, t in case.items()}
+    got = ops.mtp_verify_relaxed(**on_device, slot_delta=on_gpu, relaxed_delta=RELAXED[0],
+                                 begin_thinking_id=RELAXED[1], end_thinking_id=RELAXED[2])  # fmt: skip
     assert all(torch.equal(a.cpu(), b) for a, b in zip(got, want, strict=True))
     assert torch.equal(on_gpu.cpu(), on_cpu)
 
