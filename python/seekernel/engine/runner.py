@@ -263,7 +263,7 @@ class ModelRunner:
                 columns.append(self._likeliest(drafted))
         state.tokens[slots] = torch.cat(columns, dim=1) if self._num_drafts else last
         state.lengths[slots] = lengths
-        state.lengths[state.padding] = state.padded_length
+        state.lengths[state.padding :].fill_(state.padded_length)
 
     def _likeliest(self, hidden: Tensor) -> Tensor:
         return self.model.compute_logits(hidden).argmax(dim=-1, keepdim=True)
