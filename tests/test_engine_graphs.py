@@ -16,7 +16,13 @@ from seekernel.model import Batch, DeepseekV3ForCausalLM
 from tests.engine_testing import make_core, make_sequence, model_dir, run_core
 
 # Reading a value, or making a tensor of host values, has no place in a graph.
-FORBIDDEN = ("aten._local_scalar_dense", "aten.item", "aten.lift_fresh", "aten.nonzero", "aten.equal")
+FORBIDDEN = (
+    "aten._local_scalar_dense",
+    "aten.item",
+    "aten.lift_fresh",
+    "aten.nonzero",
+    "aten.equal",
+)
 UNDEFINED = ("aten.empty", "aten.new_empty", "aten.empty_like")
 
 
@@ -38,7 +44,9 @@ class Tape(TorchDispatchMode):
         if name.startswith(FORBIDDEN):
             raise RuntimeError(f"{name} cannot be part of a graph")
         outputs = func(*args, **(kwargs or {}))
-        written = any(r.alias_info is not None and r.alias_info.is_write for r in func._schema.returns)
+        written = any(
+            r.alias_info is not None and r.alias_info.is_write for r in func._schema.returns
+        )
         # A schema says where an output may be a view; that it is one is seen from its memory.
         inputs = {storage(item) for item in args if isinstance(item, Tensor)}
         is_view = isinstance(outputs, Tensor) and not written and storage(outputs) in inputs

@@ -61,9 +61,7 @@ def test_acceptance_is_the_rule(num_drafts: int) -> None:
         tokens, num_new = accept_relaxed(logits, drafts, deltas, RULE.top_k)
         for row in range(16):
             assert int(counts[row]) == oracle_strict(best[row].tolist(), drafts[row].tolist())
-            want = oracle_relaxed(
-                logits[row], drafts[row].tolist(), float(deltas[row]), RULE.top_k
-            )
+            want = oracle_relaxed(logits[row], drafts[row].tolist(), float(deltas[row]), RULE.top_k)
             assert tokens[row, : int(num_new[row])].tolist() == want
             if deltas[row] == 0:
                 assert int(num_new[row]) == int(counts[row])
@@ -213,9 +211,7 @@ def test_relaxed_never_accepts_outside_its_rule() -> None:
     run_core(core, sequences)
     begin, end = tokenizer.token_id("<think>"), tokenizer.token_id("</think>")
     probe = make_core(model, max_seq_len=128, batch_invariant=True)
-    scored = [
-        make_sequence(sequence.tokens, 1, prompt_logprobs=5) for sequence in sequences
-    ]
+    scored = [make_sequence(sequence.tokens, 1, prompt_logprobs=5) for sequence in sequences]
     run_core(probe, scored)
     near = 0
     for sequence, scores in zip(sequences, scored, strict=True):

@@ -53,9 +53,7 @@ class EngineCore:
         self._model, self._options, self._tokenizer = model, options, tokenizer
         page_size, dtype = options.page_size, options.kv_cache_dtype
         self.num_drafts = options.num_drafts
-        bytes_per_page = sum(
-            layer.nbytes for layer in model.allocate_kv_cache(1, page_size, dtype)
-        )
+        bytes_per_page = sum(layer.nbytes for layer in model.allocate_kv_cache(1, page_size, dtype))
         num_pages, self.max_seq_len = size_pool(
             bytes_per_page=bytes_per_page,
             page_size=page_size,

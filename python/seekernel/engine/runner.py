@@ -201,7 +201,10 @@ class ModelRunner:
             else:
                 deltas = self.state.deltas[layout.decode_slots]
                 tokens, num_new = accept_relaxed(
-                    logits[: d * wide].view(d, wide, logits.shape[1]), drafts, deltas, self._relaxed.top_k
+                    logits[: d * wide].view(d, wide, logits.shape[1]),
+                    drafts,
+                    deltas,
+                    self._relaxed.top_k,
                 )
             counted = torch.arange(wide, device=logits.device) < num_new[:, None]
             usable = (finite[: d * wide].view(d, wide) | ~counted).all(dim=1)
