@@ -76,7 +76,7 @@ class MoE:
     def __call__(self, x: Tensor) -> Tensor:
         limit = self.max_num_tokens
         if limit is not None and x.shape[0] > limit:
-            return torch.cat([self._round(part) for part in x.split(limit)])
+            return torch.cat([self._round(part) for part in torch.split(x, limit)])
         return self._round(x)
 
     def _round(self, x: Tensor) -> Tensor:

@@ -135,7 +135,9 @@ class BookKeeper:
         launched = (plan, self.run(plan)) if plan else None
         previous = self.in_flight if self.overlap else launched
         self.in_flight = launched if self.overlap else None
-        finished = self.process(*previous) if previous is not None else []
+        finished: list[TokenSequence] = []
+        if previous is not None:
+            finished = self.process(*previous)
         self.check_books()
         return plan, finished
 
@@ -218,12 +220,12 @@ class BookKeeper:
                 continue
             for token in tokens:
                 sequence.append(token)
-                if sequence.finished:
+                if sequence.output.finish_reason is not None:
                     break
             if live:
                 sequence.num_cached = sequence.num_tokens - 1
                 self.kv.publish(sequence)
-            if sequence.finished:
+            if sequence.output.finish_reason is not None:
                 self.scheduler.remove(sequence)
                 finished.append(sequence)
         return finished

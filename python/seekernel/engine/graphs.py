@@ -46,7 +46,7 @@ class CudaReplay:
     """A CUDA graph of a function that reads and writes fixed buffers alone."""
 
     def __init__(self, function: Function) -> None:
-        stream = torch.cuda.Stream()
+        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):  # what is initialised lazily must not be captured
             function()
