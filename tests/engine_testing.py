@@ -135,7 +135,9 @@ class BookKeeper:
         launched = (plan, self.run(plan)) if plan else None
         previous = self.in_flight if self.overlap else launched
         self.in_flight = launched if self.overlap else None
-        finished = self.process(*previous) if previous is not None else []
+        finished: list[TokenSequence] = []
+        if previous is not None:
+            finished = self.process(*previous)
         self.check_books()
         return plan, finished
 

@@ -103,7 +103,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Small:
 
 MTP = {"spec_decode_algo": "MTP", "spec_decode_nextn": 3}
 RELAXED = {
-    **MTP, "use_relaxed_acceptance_for_thinking": True, "relaxed_topk": 8, "relaxed_delta": 0.9,
+    **MTP, "use_relaxed_acceptance_for_thinking": True, "relaxed_topk": 320, "relaxed_delta": 0.9,
 }  # fmt: skip
 # What is switched on, over a plain engine without reuse. sampled is a matter of the requests.
 FEATURES: dict[str, dict[str, Any]] = {
@@ -116,7 +116,7 @@ FEATURES: dict[str, dict[str, Any]] = {
     "overlap": {"disable_overlap_scheduler": False},
     "graphs": {"use_cuda_graph": True, "cuda_graph_padding_enabled": True,
                "cuda_graph_batch_sizes": [2, 5, 12]},
-    "preempt": {"scheduler_policy": "max_utilization", "kv_cache_max_tokens": 160},
+    "preempt": {"scheduler_policy": "max_utilization", "kv_cache_max_tokens": 144},
     "moe_rounds": {"moe_max_num_tokens": 5},
 }  # fmt: skip
 CHANGES_TOKENS = ("sampled", "fp8", "fp8_per_tensor")
@@ -129,15 +129,16 @@ def run(small: Small, features: set[str], **more: Any) -> tuple[EngineCore, list
     params: dict[str, Any] = {"logprobs": 1}
     if "sampled" in features:
         params = {"temperature": 0.9, "top_p": 0.95, "repetition_penalty": 1.1, "logprobs": 1}
-    if "graphs" in features and "sampled" not in features:
-        params = {}  # so that the choice is part of the graph
+    relaxed = "use_relaxed_acceptance_for_thinking" in more
+    if relaxed or ("graphs" in features and "sampled" not in features):
+        params = {}  # so that the choice is the device's, part of the graph
     small.model.set_moe_max_num_tokens(options.get("moe_max_num_tokens"))
     core = make_core(
         small.model, small.tokenizer, batch_invariant=True, max_batch_size=12, page_size=16,
         max_seq_len=128, **options, **more,
     )  # fmt: skip
     sequences = [
-        make_sequence(prompt, 8 + index % 9, seed=index, **params)
+        make_sequence(prompt, 10 + 3 * (index % 5), seed=index, **params)
         for index, prompt in enumerate(small.prompts)
     ]
     try:
@@ -203,14 +204,14 @@ def test_relaxed_never_accepts_outside_its_rule() -> None:
     folder = default_model_dir()
     model = DeepseekV3ForCausalLM.from_pretrained(folder)
     tokenizer = Tokenizer.from_dir(folder, model.config.vocab_size, model.config.eos_token_ids)
-    rule = {**RELAXED, "relaxed_topk": 3, "relaxed_delta": 0.4}
-    texts = ["<think>The capital of France is", "<think>Once upon a time</think>It was", "It was"]
+    rule = {**RELAXED, "relaxed_topk": 5, "relaxed_delta": 0.7}
+    texts = ["<think>Once upon a time", "<think>I am", "<think>Once upon a time</think>It was", "I"]
     core = make_core(model, tokenizer, batch_invariant=True, max_seq_len=128, **rule)
     sequences = [make_sequence(tokenizer.encode(text), 30) for text in texts]
     run_core(core, sequences)
     begin, end = tokenizer.token_id("<think>"), tokenizer.token_id("</think>")
     probe = make_core(model, max_seq_len=128, batch_invariant=True)
-    scored = [make_sequence(sequence.tokens, 1, prompt_logprobs=3) for sequence in sequences]
+    scored = [make_sequence(sequence.tokens, 1, prompt_logprobs=5) for sequence in sequences]
     run_core(probe, scored)
     near = 0
     for sequence, scores in zip(sequences, scored, strict=True):
@@ -224,8 +225,8 @@ def test_relaxed_never_accepts_outside_its_rule() -> None:
             best = max(item.logprob for item in entry.values())
             p, p_best = torch.tensor([entry[token].logprob, best]).exp().tolist()
             assert thinking, f"{sequence.tokens}: not the best token outside of thinking"
-            assert entry[token].rank <= 3
-            assert p >= p_best - 0.4 - 1e-5
+            assert entry[token].rank <= 5
+            assert p >= p_best - 0.7 - 1e-5
             near += 1
     assert near > 0, "nothing was relaxed"
 

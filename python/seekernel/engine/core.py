@@ -277,9 +277,10 @@ class EngineCore:
             if live and sequence.output.error is None:
                 sequence.num_cached = sequence.num_tokens - 1
                 self._publish(sequence)
-            if sequence.output.finish_reason is not None:
+            reason = sequence.output.finish_reason
+            if reason is not None:
                 self._drop(sequence)
-                self.metrics.count_finished(sequence.output.finish_reason)
+                self.metrics.count_finished(reason)
         return changed
 
     def _choices(self, result: Result) -> list[list[Choice | None]]:

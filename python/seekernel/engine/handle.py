@@ -78,7 +78,7 @@ class RequestHandle:
         seen = 0
         while True:
             with self._changed:
-                while self._version <= seen and not self._done:
+                while self._version == seen and not self._done:
                     self._changed.wait()
                 seen, done = self._version, self._done
             if done and self._error is not None:

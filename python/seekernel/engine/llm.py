@@ -265,7 +265,7 @@ class LLM:
                 raise RequestError.expected(
                     "stop_token_ids", f"ids below vocab_size {self.config.vocab_size}", token
                 )
-        for token, _ in params.bias_entries:
+        for token in dict(params.logit_bias):
             if token >= self.config.vocab_size:
                 raise RequestError.expected(
                     "logit_bias", f"ids below vocab_size {self.config.vocab_size}", token

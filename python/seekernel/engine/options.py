@@ -45,7 +45,8 @@ class EngineOptions:
     spec_decode_algo "MTP", spec_decode_nextn: draft so many tokens a step, 0: none.
     use_relaxed_acceptance_for_thinking, relaxed_topk, relaxed_delta: between the markers of thinking
     keep a draft among the relaxed_topk likeliest tokens, at most relaxed_delta less probable than
-    the best. Else what is chosen is what would be chosen without drafts.
+    the best; for greedy requests without log-probabilities. Else what is chosen is what would be
+    chosen without drafts.
 
     use_cuda_graph: replay decode steps. cuda_graph_batch_sizes: those to record, cut at the batch
     limit; cuda_graph_padding_enabled: fill a batch up to the next of them.

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from seekernel import ops
 from seekernel.engine.acceptance import Relaxed, accept, accept_relaxed, update_deltas
 from seekernel.engine.device_state import DeviceState
 from seekernel.engine.graphs import GraphSet
@@ -64,6 +65,12 @@ class ModelRunner:
         self._page_size, self._only_absorbed, self._relaxed = page_size, only_absorbed, relaxed
         self._num_drafts, self._wide = state.num_drafts, 1 + state.num_drafts
         self._limit = model.config.max_position_embeddings
+        # Zeros for every parameter of sampling: the greedy choice, by a kernel that beats argmax.
+        most = state.num_slots * (1 + self._wide)
+        self._unsampled = tuple(
+            torch.zeros(most, dtype=dtype, device=model.device)
+            for dtype in (torch.float32, torch.int32, torch.int64)
+        )
         self._none = torch.empty(0, dtype=torch.int64, device=model.device)
 
     @torch.inference_mode()
@@ -191,8 +198,7 @@ class ModelRunner:
     def _choose(self, layout: Layout, logits: Tensor) -> Chosen:
         """Choose the likeliest tokens, and keep the drafts that foretold them."""
         d, wide = layout.num_decodes, self._wide
-        best = logits.argmax(dim=-1)
-        finite = torch.isfinite(logits.gather(1, best[:, None])).squeeze(1)
+        best, finite = self._best(logits)
         tokens, num_new, usable = best[: d * wide].view(d, wide), None, finite
         if wide > 1:
             drafts = self.state.tokens[layout.decode_slots, 1:]
@@ -201,7 +207,10 @@ class ModelRunner:
             else:
                 deltas = self.state.deltas[layout.decode_slots]
                 tokens, num_new = accept_relaxed(
-                    logits[: d * wide].view(d, wide, -1), drafts, deltas, self._relaxed.top_k
+                    logits[: d * wide].view(d, wide, logits.shape[1]),
+                    drafts,
+                    deltas,
+                    self._relaxed.top_k,
                 )
             counted = torch.arange(wide, device=logits.device) < num_new[:, None]
             usable = (finite[: d * wide].view(d, wide) | ~counted).all(dim=1)
@@ -263,7 +272,16 @@ class ModelRunner:
                 columns.append(self._likeliest(drafted))
         state.tokens[slots] = torch.cat(columns, dim=1) if self._num_drafts else last
         state.lengths[slots] = lengths
-        state.lengths[state.padding] = state.padded_length
+        state.lengths[state.padding :].fill_(state.padded_length)
 
     def _likeliest(self, hidden: Tensor) -> Tensor:
-        return self.model.compute_logits(hidden).argmax(dim=-1, keepdim=True)
+        return self._best(self.model.compute_logits(hidden))[0][:, None]
+
+    def _best(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the likeliest token of each row (0 where there is none), and whether there is one."""
+        rows, none = logits.shape[0], self._unsampled
+        floats, ints = none[0][:rows], none[1][:rows]
+        ids, status = ops.sample(
+            logits, floats, ints, floats, floats, none[2][:rows], none[2][:rows]
+        )
+        return ids.clamp(min=0).to(torch.int64), status == ops.STATUS_OK
