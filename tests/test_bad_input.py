@@ -122,7 +122,7 @@ OPTIONS: list[tuple[list[str], str]] = [
     (["--prompt", "dog " * 5000], "prompt 1: expected at most 4095 tokens"),
     (["--max_seq_len", "2"], "prompt 0: expected at most 1 tokens"),
     (["--max_seq_len", "5000"], "max_seq_len: expected at most the model's 4096, got 5000"),
-    (["--kv_cache_dtype", "int3"], "kv_cache_dtype: expected one of auto, bfloat16, float32, got 'int3'"),
+    (["--kv_cache_dtype", "int3"], "kv_cache_dtype: expected one of auto, bfloat16, float32, fp8, fp8_per_tensor, got 'int3'"),
     (["--load_format", "pickle"], "load_format: expected one of auto, dummy, got 'pickle'"),
     (["--dtype", "float8"], "dtype: expected one of auto, bfloat16, float32, got 'float8'"),
     (["--tp_size", "2"], "No such option '--tp_size'"),
