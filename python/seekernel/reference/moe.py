@@ -22,7 +22,7 @@ def moe_choices(
     choices = scores if bias is None else scores + bias.to(dtype)
     if topk_group == n_group:
         return scores, choices
-    groups = choices.view(choices.shape[0], n_group, -1)
+    groups = choices.view(choices.shape[0], n_group, choices.shape[1] // n_group)
     num_best = 1 if bias is None else min(2, groups.shape[-1])
     group_scores = groups.topk(num_best, dim=-1).values.sum(-1)
     kept = group_scores.sort(dim=-1, descending=True, stable=True).indices[:, :topk_group]
