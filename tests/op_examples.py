@@ -52,6 +52,7 @@ def moe_calls() -> Calls:
         ),
         lambda: ops.moe_permute_fp8(*ops.quantize_fp8_1x128(y), plan.row_token % 20),
         lambda: ops.router_gemm(torch.randn(5, 301), torch.randn(33, 301).bfloat16()),
+        lambda: ops.moe_route(torch.randn(5, 301), torch.randn(48, 301), bias, 4, 8, 3),
     ]
 
 
@@ -67,12 +68,15 @@ def gemm_calls() -> Calls:
     a_fp8, a_scale = ops.quantize_fp8_1x128(a)
     offsets, row_token = int32(0, 2, 2, 7), int32(6, 5, 4, 3, 2, 1, 0)
     batch, bf16 = torch.randn(3, 7, 301), w.bfloat16()
+    pairs = [ops.quantize_int4_g128(matrix[:, :256]) for matrix in w]
+    int4 = [torch.stack(parts) for parts in zip(*pairs, strict=True)]
     return [
         lambda: ops.fp8_gemm_nt(a[:1], None, q[0], scale[0]),
         lambda: ops.fp8_gemm_nt(a.bfloat16(), None, q[0], scale[0]),
         lambda: ops.fp8_gemm_nt(a_fp8, a_scale, q[0], scale[0], torch.zeros(7, 132)),
         lambda: ops.fp8_bmm_nt(batch, None, q, scale),
         lambda: ops.fp8_grouped_gemm_nt(a, None, q, scale, offsets),
+        lambda: ops.w4a8_grouped_gemm_nt(a[:, :256], None, *int4, offsets),
         lambda: ops.fp8_grouped_gemm_swiglu_nt(a, None, q_swiglu, scale_swiglu, offsets, row_token),
         lambda: ops.gemm_nt(a, w[0]),
         lambda: ops.bmm_nt(batch, bf16),
@@ -103,6 +107,12 @@ def attention_calls() -> Calls:
             cache.clone(),
         ),
         lambda: ops.rope_interleaved(torch.randn(3, 5, rope), int32(1, 2, 63), cos_sin),
+        lambda: ops.mla_decode_metadata(
+            int32(5, 0, 7),
+            int32(0, 1, 2, 3),
+            2,
+            ops.MlaDecodePlan(*(torch.zeros(4, 8).int() for _ in "ab"), *torch.zeros(2, 4, 8), 0),
+        ),
         lambda: ops.mla_decode(
             torch.randn(3, 5, kv_lora + rope), cache, pages, lengths, cu_q, 0.1, True, kv_lora
         ),
