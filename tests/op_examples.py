@@ -76,7 +76,7 @@ def gemm_calls() -> Calls:
         lambda: ops.fp8_gemm_nt(a_fp8, a_scale, q[0], scale[0], torch.zeros(7, 132)),
         lambda: ops.fp8_bmm_nt(batch, None, q, scale),
         lambda: ops.fp8_grouped_gemm_nt(a, None, q, scale, offsets),
-        lambda: ops.w4a8_grouped_gemm_nt(a[:, :256], None, *int4, offsets),
+        lambda: ops.w4a8_grouped_gemm_nt(a[:, :256], None, int4[0], int4[1], offsets),
         lambda: ops.fp8_grouped_gemm_swiglu_nt(a, None, q_swiglu, scale_swiglu, offsets, row_token),
         lambda: ops.gemm_nt(a, w[0]),
         lambda: ops.bmm_nt(batch, bf16),
@@ -94,6 +94,7 @@ def attention_calls() -> Calls:
     pages, lengths, cu_q = torch.stack([int32(2, 0), int32(3, 1)]), int32(20, 1), int32(0, 2, 3)
     cu_kv = int32(0, 20, 21)
     qkv_a = torch.randn(3, 40 + kv_lora + rope)
+    table = torch.zeros(4, 8, dtype=torch.int32)
     return [
         lambda: ops.mla_prepare(
             qkv_a,
@@ -111,7 +112,7 @@ def attention_calls() -> Calls:
             int32(5, 0, 7),
             int32(0, 1, 2, 3),
             2,
-            ops.MlaDecodePlan(*(torch.zeros(4, 8).int() for _ in "ab"), *torch.zeros(2, 4, 8), 0),
+            ops.MlaDecodePlan(table, table.clone(), torch.zeros(4, 8), torch.zeros(4), 0),
         ),
         lambda: ops.mla_decode(
             torch.randn(3, 5, kv_lora + rope), cache, pages, lengths, cu_q, 0.1, True, kv_lora
