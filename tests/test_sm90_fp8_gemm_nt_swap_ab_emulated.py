@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from tests.emulator.launch import Device, open_device
+from tests.emulator.launch import Device, KernelFault, open_device
 from tests.emulator.schedules import NINE_SCHEDULES, Asynchrony, Schedule
-from tests.kernel_testing import BACKENDS, devices
+from tests.kernel_testing import BACKENDS, BuiltKernel, devices
 from tests.swap_ab_testing import (
     Config,
     Problem,
@@ -247,3 +247,103 @@ def chain(device: Device, edits: Edits | None = None) -> None:
 def test_dependent_launch(backend: str) -> None:
     for device in devices(backend):
         chain(device)
+
+
+BUGS = {
+    "bytes announced too few": (RING, "columns * 128);", "columns * 128 - 128);"),
+    "ring overwritten while it is read": (
+        RING,
+        "slot.parity ^ 1);\n    return",
+        "slot.parity);\n    return",
+    ),
+    "scales not awaited": (RING, "2 * Config::kHalves + 1 + 32", "2 * Config::kHalves + 1"),
+    "a foreign row's scale": (RING, "valid ? sfa + rows[i] : args.sfa, valid)", "sfa + rows[i], true)"),
+    "token blocks from the wrong row": (RING, "first_row + 8 * lane", "first_row + 7 * lane"),
+    "another group's weights": (RING, "const int row = tile.group * args.n", "const int row = args.n"),
+    "products not awaited": (CONSUMER, "ptx::wgmma_wait_group<kPending>();", ""),
+    "one product too many in flight": (
+        CONSUMER,
+        "promote<1>(total, odd, second",
+        "promote<2>(total, odd, second",
+    ),
+    "rows overwritten while they leave": (KERNEL, "    ptx::bulk_wait_group_read<0>();\n", ""),
+    "no fence before the bulk copy": (KERNEL, "    ptx::fence_proxy_async_shared();\n", ""),
+    "rows of the next group": (KERNEL, "if (token < tile.rows && token / 8", "if (token < 16 && token / 8"),
+    "columns of the guard": (KERNEL, "min(64, args.n - column)", "64"),
+    "weights of foreign rows": (KERNEL, "first_row(tile) + token] : 0.0f", "tile.row] : 0.0f"),
+    "a bank too few": (RUN, "total[Config::kHalves][kN / 2] = {}", "total[Config::kHalves][kN / 2]"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("bug", BUGS)
+def test_planted_bugs(bug: str) -> None:
+    """Each is caught by a report or by wrong bits in one of the nine schedules."""
+    header, old, new = BUGS[bug]
+    config = Config("bfloat16_t", 64, 32, "offsets")
+    problem = make_problem(
+        "offsets", [3, 0, 17, 9], 72, 768, block_rows=16, row_weight=True, slack=0
+    )
+
+    def outputs(kernel: BuiltKernel) -> Iterator[bytes]:
+        for schedule in NINE_SCHEDULES:
+            device = open_device("emulator", schedule=schedule)
+            got = run_swap_ab(device, kernel, config, problem, block_rows=16, num_stages=3, ctas=2)
+            yield got[problem.used >= 0].tobytes()
+
+    want = next(outputs(config.build()))
+    with pytest.raises((KernelFault, AssertionError)):
+        assert all(got == want for got in outputs(config.build({header: [(old, new)]})))
+
+
+SPLIT_BUGS = {
+    "ring overwritten by partial sums": (
+        CONSUMER,
+        "    ptx::bar_sync(kBarrierAllConsumers, 128 * Config::kConsumers);\n#pragma unroll\n    for (int half",
+        "#pragma unroll\n    for (int half",
+    ),
+    "gathered before they are there": (CONSUMER, "    cluster_sync();\n  }", "  }"),
+    "leaves while others read": (RUN, "      cluster_sync();\n    }\n  }\n}", "    }\n  }\n}"),
+    "a rank forgotten": (CONSUMER, "if (peer < splits) {\n          t[0]", "if (peer + 1 < splits) {\n          t[0]"),
+    "a rank's own slice": (RING, "const int rank = static_cast<int>(ptx::cluster_ctarank());", "const int rank = 0;"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("bug", SPLIT_BUGS)
+def test_planted_bugs_of_split_k(bug: str) -> None:
+    header, old, new = SPLIT_BUGS[bug]
+    config = Config("float", 128, 32)
+    problem = make_problem("dense", [20], 136, 640, block_rows=24)
+
+    def errors(kernel: BuiltKernel) -> Iterator[float]:
+        for schedule in NINE_SCHEDULES:
+            device = open_device("emulator", schedule=schedule)
+            got = run_swap_ab(device, kernel, config, problem, block_rows=24, splits=3)
+            yield relative_error(got, problem)
+
+    assert max(errors(config.build())) < 1e-6
+    edits = {header: [(old, new)]}
+    if bug == "leaves while others read":
+        # Both roles must leave early, or those that stay wait for ever, which also is caught.
+        edits = {
+            header: [
+                (old, new),
+                ("      cluster_sync();\n      cluster_sync();", "      cluster_sync();"),
+            ]
+        }
+    with pytest.raises((KernelFault, AssertionError)):
+        assert max(errors(config.build(edits))) < 1e-6
+
+
+def test_only_weights_are_read_before_the_wait() -> None:
+    with pytest.raises(KernelFault, match="PDL"):
+        chain(
+            open_device("emulator"),
+            {
+                RING: [
+                    (
+                        "bring_tokens(const tensor_map_t* map_a) const {\n    ptx::griddepcontrol_wait();",
+                        "bring_tokens(const tensor_map_t* map_a) const {",
+                    )
+                ]
+            },
+        )
