@@ -224,11 +224,12 @@ def pack_args(
     d_scale_stride: int = 0,
     row_token: int = 0,
     sfa: tuple[int, int] | None = None,
+    packed: int = 0,
 ) -> bytes:
     """swap_ab_args_t; every array of `problem` but A and B goes to the device.
 
     Args:
-        d, d_scale, row_token: device addresses. sfa: address and stride instead of the problem's.
+        d, d_scale, row_token, packed: device addresses. sfa: address and stride instead of the problem's.
     """
 
     def address(array: Array | None) -> int:
@@ -237,7 +238,7 @@ def pack_args(
     matrices, blocks, stride = problem.sfa.shape
     sfa_address, sfa_stride = sfa or (address(problem.sfa), stride)
     return struct.pack(
-        "<QqqQQqQqQQ4iQQ6i",
+        "<QqqQQqQqQQQ4iQQ6i",
         sfa_address,
         sfa_stride,
         sfa_stride * blocks if matrices > 1 else 0,
@@ -248,6 +249,7 @@ def pack_args(
         d_scale_stride,
         row_token,
         address(problem.row_weight),
+        packed,
         problem.n,
         problem.k,
         num_stages,

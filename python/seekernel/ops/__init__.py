@@ -23,6 +23,7 @@ from seekernel.ops.gemm import (
     router_gemm,
     w4a8_grouped_gemm_nt,
 )
+from seekernel.ops.int4_layout import repack_int4_for_sm90, unpack_int4_from_sm90
 from seekernel.ops.moe import (
     MoePlan,
     Routing,
@@ -103,6 +104,7 @@ __all__ = [
     "quantize_fp8_1x128",
     "quantize_fp8_128x128",
     "quantize_int4_g128",
+    "repack_int4_for_sm90",
     "reset_token_counts",
     "rms_norm",
     "rope_interleaved",
@@ -111,5 +113,6 @@ __all__ = [
     "silu_mul",
     "silu_mul_quantize",
     "token_logprobs",
+    "unpack_int4_from_sm90",
     "w4a8_grouped_gemm_nt",
 ]

@@ -26,7 +26,7 @@ template <int kMaxTokens_, bool kGather_>
 struct sm90_fp8_gemm_swiglu_nt_swap_ab_config {
   static constexpr int kBlockN = 128, kMaxTokens = kMaxTokens_;
   static constexpr int kConsumers = 2, kHalves = 2, kBoxes = kConsumers * kHalves;
-  static constexpr bool kGather = kGather_;
+  static constexpr bool kGather = kGather_, kInt4 = false;
   static constexpr int kThreads = 128 * (1 + kConsumers);
   // Of 64 K registers: 128 * 72 + 256 * 216.
   static constexpr int kProducerRegisters = 72, kConsumerRegisters = 216;

@@ -7,6 +7,7 @@
 #include <seekernel/gemm/swap_ab_ring.cuh>
 #include <seekernel/ptx/shared_memory.cuh>
 #include <seekernel/ptx/wgmma.cuh>
+#include <seekernel/ptx/wgmma_e4m3_rs.cuh>
 #include <seekernel/ptx/wgmma_narrow.cuh>
 
 namespace seekernel::swap_ab_detail {
@@ -31,65 +32,117 @@ struct Consumer {
     bool first, last;  // of the stage
   };
 
-  // Starts partial = W_block[64, 128] @ tokens[kN, 128]^T.
+  // Partial sums of a product in flight, and its weights where they come from registers.
   template <int kN>
-  SEEKERNEL_DEVICE void issue(float (&partial)[kN / 2], slot_t slot, part_t part) const {
+  struct bank_t {
+    float sums[kN / 2];
+    uint32_t weights[16];
+  };
+
+  // Starts sums = W_block[64, 128] @ tokens[kN, 128]^T.
+  template <int kN>
+  SEEKERNEL_DEVICE void issue(bank_t<kN>& bank, slot_t slot, part_t part) const {
     if (part.first) ptx::mbarrier_wait_parity(smem + P::kFull + 8 * slot.stage, slot.parity);
     const uint32_t stage = smem + P::kRing + slot.stage * plan.bytes_stage;
-    const uint64_t weights = ptx::wgmma_descriptor_k_major_128b(
-        stage + (part.half * Config::kConsumers + warpgroup) * P::kBytesBox);
+    const uint32_t box = stage + (part.half * Config::kConsumers + warpgroup) * P::kBytesBox;
+    if constexpr (Config::kInt4) {
+      if (part.first) expand_int4(bank.weights, box + 16 * thread);
+      ptx::pin_fragments(bank.weights);
+    }
+    const uint64_t weights = ptx::wgmma_descriptor_k_major_128b(box);
     const uint64_t tokens =
         ptx::wgmma_descriptor_k_major_128b(stage + P::kBytesWeights + part.token * 128);
-    ptx::pin_registers(partial);
+    ptx::pin_registers(bank.sums);
     ptx::wgmma_fence();
 #pragma unroll
     for (int step = 0; step < 4; ++step) {
       // The address field counts 16 bytes: 32 bytes along K are 2.
-      ptx::wgmma_e4m3_t<kN>::issue(partial, weights + 2 * step, tokens + 2 * step, step != 0);
+      if constexpr (Config::kInt4) {
+        ptx::wgmma_e4m3_rs_t<kN>::issue(bank.sums, bank.weights + 4 * step, tokens + 2 * step,
+                                        step != 0);
+      } else {
+        ptx::wgmma_e4m3_t<kN>::issue(bank.sums, weights + 2 * step, tokens + 2 * step, step != 0);
+      }
     }
     ptx::wgmma_commit_group();
-    ptx::pin_registers(partial);
+    ptx::pin_registers(bank.sums);
   }
 
-  // Waits until at most kPending groups are in flight, then total += sfa * sfb * partial.
-  template <int kPending, int kSums>
-  SEEKERNEL_DEVICE void promote(float* total, float (&partial)[kSums], slot_t slot,
-                                part_t part) const {
-    const uint32_t scales = smem + plan.scales + slot.stage * plan.bytes_scales;
-    const float weight = ptx::load_shared_f32(scales + plan.weight_scale + 4 * part.half);
-    constexpr int kGroups = kSums / 4, kChunk = kGroups > 8 ? 4 : kGroups;
+  // This thread's 64 weights of a block, in the order of four register operands of wgmma. A nibble
+  // is a sign and a magnitude of 0 to 7: with five zero bits between them, an e4m3 of so many times
+  // 2^-9. Of a word, one operand register's nibbles lie where e4m3 has sign and mantissa, the other
+  // one's four bits higher, so that a rotation brings them there.
+  SEEKERNEL_DEVICE static void expand_int4(uint32_t (&weights)[16], uint32_t address) {
+    constexpr uint32_t kSignAndMantissa = 0x87878787u;
 #pragma unroll
-    for (int first = 0; first < kGroups; first += kChunk) {
-      // Loads before the wait, where registers allow: they run beside the products.
-      float2 scale[kChunk];
+    for (int half = 0; half < 2; ++half) {
+      const uint4 words = ptx::load_shared_u32x4(address + half * 2048);
+      const uint32_t w[4] = {words.x, words.y, words.z, words.w};
 #pragma unroll
-      for (int j = 0; j < kChunk; ++j) {
-        scale[j] =
-            ptx::load_shared_f32x2(scales + 4 * part.token + 32 * (first + j) + 8 * (lane % 4));
-      }
-      if (first == 0) {
-        ptx::wgmma_wait_group<kPending>();
-        ptx::pin_registers(partial);
-      }
-      // The stage goes back to the producers once every lane has read it.
-      if (part.last && first + kChunk == kGroups) {
-        __syncwarp();
-        if (lane == 0) ptx::mbarrier_arrive(smem + P::kEmpty + 8 * slot.stage);
-      }
-#pragma unroll
-      for (int j = 0; j < kChunk; ++j) {
-        const float even = scale[j].x * weight, odd = scale[j].y * weight;
-        float* t = total + 4 * (first + j);
-        const float* p = partial + 4 * (first + j);
-        t[0] += even * p[0];
-        t[1] += odd * p[1];
-        t[2] += even * p[2];
-        t[3] += odd * p[3];
-        // Keeps later loads from being moved up, and the next product from passing these reads.
-#pragma unroll
-        for (int i = 0; i < 4; ++i) asm volatile("" : "+f"(t[i]));
+      for (int i = 0; i < 4; ++i) {
+        weights[8 * half + 2 * i] = w[i] & kSignAndMantissa;
+        weights[8 * half + 2 * i + 1] = __funnelshift_r(w[i], w[i], 4) & kSignAndMantissa;
       }
     }
+  }
+
+  // Waits until at most kPending groups are in flight, then total += scales * sums.
+  template <int kPending, int kN>
+  SEEKERNEL_DEVICE void promote(float* total, bank_t<kN>& bank, slot_t slot, part_t part) const {
+    const uint32_t scales = smem + plan.scales + slot.stage * plan.bytes_scales;
+    if constexpr (Config::kInt4) {
+      // A scale for each of this thread's two weight rows; tokens share one, which comes last.
+      const uint32_t row = scales + 4 * (64 * warpgroup + 16 * warp + lane / 4);
+      const float low = ptx::load_shared_f32(row), high = ptx::load_shared_f32(row + 32);
+      wait<kPending>(bank);
+      release(slot, part);
+#pragma unroll
+      for (int i = 0; i < kN / 2; ++i) add(total[i], i & 2 ? high : low, bank.sums[i]);
+    } else {
+      const float weight = ptx::load_shared_f32(scales + plan.weight_scale + 4 * part.half);
+      constexpr int kGroups = kN / 8, kChunk = kGroups > 8 ? 4 : kGroups;
+#pragma unroll
+      for (int first = 0; first < kGroups; first += kChunk) {
+        // Loads before the wait, where registers allow: they run beside the products.
+        float2 scale[kChunk];
+#pragma unroll
+        for (int j = 0; j < kChunk; ++j) {
+          scale[j] =
+              ptx::load_shared_f32x2(scales + 4 * part.token + 32 * (first + j) + 8 * (lane % 4));
+        }
+        if (first == 0) wait<kPending>(bank);
+        if (first + kChunk == kGroups) release(slot, part);
+#pragma unroll
+        for (int j = 0; j < kChunk; ++j) {
+          const float even = scale[j].x * weight, odd = scale[j].y * weight;
+#pragma unroll
+          for (int i = 0; i < 4; ++i) {
+            const int at = 4 * (first + j) + i;
+            add(total[at], i & 1 ? odd : even, bank.sums[at]);
+          }
+        }
+      }
+    }
+  }
+
+  // Keeps later loads from being moved up, and the next product from passing the read of `sum`.
+  SEEKERNEL_DEVICE static void add(float& total, float scale, float sum) {
+    total += scale * sum;
+    asm volatile("" : "+f"(total));
+  }
+
+  template <int kPending, int kN>
+  SEEKERNEL_DEVICE static void wait(bank_t<kN>& bank) {
+    ptx::wgmma_wait_group<kPending>();
+    ptx::pin_registers(bank.sums);
+    if constexpr (Config::kInt4) ptx::pin_fragments(bank.weights);
+  }
+
+  // Gives the stage back to the producers once every lane has read it.
+  SEEKERNEL_DEVICE void release(slot_t slot, part_t part) const {
+    if (!part.last) return;
+    __syncwarp();
+    if (lane == 0) ptx::mbarrier_arrive(smem + P::kEmpty + 8 * slot.stage);
   }
 
   // total = the sum over the K blocks.
@@ -99,25 +152,25 @@ struct Consumer {
     if constexpr (Config::kHalves == 2) {
       // Both of a K block are in flight at once; across blocks the other warpgroup fills the gaps.
       constexpr part_t kGate{0, 0, true, false}, kUp{1, 0, false, true};
-      float gate[kN / 2], up[kN / 2];
+      bank_t<kN> gate, up;
       for (int block = 0; block < num_blocks; ++block) {
-        issue<kN>(gate, slot, kGate);
-        issue<kN>(up, slot, kUp);
+        issue(gate, slot, kGate);
+        issue(up, slot, kUp);
         promote<1>(total[0], gate, slot, kGate);
         promote<0>(total[1], up, slot, kUp);
         slot.advance(num_stages);
       }
-    } else if constexpr (kN == 8 || kN > 64) {
+    } else if constexpr (kN == 8 || kN > (Config::kInt4 ? 32 : 64)) {
       // One bank: four FMAs are not worth a second one, and for many tokens there are no registers;
       // for 128 of them the bank takes 64 at a time. The other warpgroup fills the gaps.
       constexpr int kPart = kN == 128 ? 64 : kN;
-      float partial[kPart / 2];
+      bank_t<kPart> bank;
       for (int block = 0; block < num_blocks; ++block) {
 #pragma unroll
         for (int token = 0; token < kN; token += kPart) {
           const part_t part{0, token, token == 0, token + kPart == kN};
-          issue<kPart>(partial, slot, part);
-          promote<0>(total[0] + token / 2, partial, slot, part);
+          issue(bank, slot, part);
+          promote<0>(total[0] + token / 2, bank, slot, part);
         }
         slot.advance(num_stages);
       }
@@ -130,23 +183,23 @@ struct Consumer {
   template <int kN>
   SEEKERNEL_DEVICE void multiply_blocks(float* total, slot_t& slot, int num_blocks) const {
     constexpr part_t kWhole{0, 0, true, true};
-    float even[kN / 2], odd[kN / 2];
-    issue<kN>(even, slot, kWhole);
+    bank_t<kN> even, odd;
+    issue(even, slot, kWhole);
     int block = 0;
     for (; block + 2 < num_blocks; block += 2) {
       const slot_t first = slot;
       slot.advance(num_stages);
-      issue<kN>(odd, slot, kWhole);
+      issue(odd, slot, kWhole);
       promote<1>(total, even, first, kWhole);
       const slot_t second = slot;
       slot.advance(num_stages);
-      issue<kN>(even, slot, kWhole);
+      issue(even, slot, kWhole);
       promote<1>(total, odd, second, kWhole);
     }
     if (block + 1 < num_blocks) {
       const slot_t first = slot;
       slot.advance(num_stages);
-      issue<kN>(odd, slot, kWhole);
+      issue(odd, slot, kWhole);
       promote<1>(total, even, first, kWhole);
       promote<0>(total, odd, slot, kWhole);
     } else {

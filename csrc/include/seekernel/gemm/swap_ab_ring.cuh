@@ -30,6 +30,7 @@ struct swap_ab_args_t {
   int64_t d_scale_stride;    //   d_scale[c * d_scale_stride + r]
   const int32_t* row_token;  // row r of the tiles is row row_token[r] of A and sfa; null: r
   const float* row_weight;   // row r of D is multiplied by row_weight[r]; null: by 1
+  const void* packed;        // int4 weights, [groups, n / 64, k / 128, kInt4BlockBytes]
   int n;                     // rows of B per group
   int k;                     // multiple of 128
   int num_stages;            // of the ring, 2 to kSwapAbMaxStages
@@ -41,6 +42,8 @@ struct swap_ab_args_t {
 };
 
 inline constexpr int kSwapAbMaxStages = 32;
+// 64 rows x 128 of K of int4 weights and behind them the rows' 64 fp32 scales.
+inline constexpr int kInt4Bytes = 64 * 128 / 2, kInt4BlockBytes = kInt4Bytes + 64 * 4;
 
 // The wgmma N that holds `rows` tokens.
 SEEKERNEL_DEVICE int swap_ab_columns(int rows) {
@@ -67,7 +70,7 @@ struct k_slice_t {
 // Byte offsets in dynamic shared memory, which starts at a multiple of 1024.
 template <typename Config>
 struct Plan {
-  static constexpr uint32_t kBytesBox = 64 * 128;
+  static constexpr uint32_t kBytesBox = Config::kInt4 ? kInt4Bytes : 64 * 128;
   static constexpr uint32_t kBytesWeights = Config::kBoxes * kBytesBox;
   static constexpr uint32_t kFull = 0;
   static constexpr uint32_t kEmpty = kFull + 8 * kSwapAbMaxStages;
@@ -77,14 +80,14 @@ struct Plan {
   SEEKERNEL_DEVICE explicit Plan(const swap_ab_args_t& args) {
     const int tile_tokens = args.tiles.block_rows;
     bytes_stage = kBytesWeights + tile_tokens * 128;
-    bytes_scales = (tile_tokens + 4) * 4;
+    bytes_scales = Config::kInt4 ? Config::kBoxes * 256 : (tile_tokens + 4) * 4;
     weight_scale = tile_tokens * 4;
     scales = kRing + args.num_stages * bytes_stage;
     out = scales + args.num_stages * bytes_scales;
   }
 
   uint32_t bytes_stage, bytes_scales, weight_scale;
-  uint32_t scales;  // of stage 0: tile_tokens of tokens, then kHalves of weights
+  uint32_t scales;  // of stage 0: tile_tokens of tokens, kHalves of weights; int4: 64 per box
   uint32_t out;     // the epilogue's own
 };
 
@@ -102,8 +105,10 @@ struct slot_t {
 
 template <typename Config>
 SEEKERNEL_DEVICE void init_barriers(uint32_t smem, int num_stages) {
+  // Each thread that announces bytes arrives, and again, later, each that brings scales by itself.
+  constexpr int kFullArrivals = Config::kInt4 ? 2 : 2 * Config::kHalves + 1 + 32;
   for (int stage = 0; stage < num_stages; ++stage) {
-    ptx::mbarrier_init(smem + Plan<Config>::kFull + 8 * stage, 2 * Config::kHalves + 1 + 32);
+    ptx::mbarrier_init(smem + Plan<Config>::kFull + 8 * stage, kFullArrivals);
     ptx::mbarrier_init(smem + Plan<Config>::kEmpty + 8 * stage, 4 * Config::kConsumers);
   }
   ptx::fence_mbarrier_init();
@@ -169,6 +174,43 @@ struct Producer {
     }
   }
 
+  // Lane 0 brings int4 weights: for each consumer the rows' nibbles and their scales.
+  SEEKERNEL_DEVICE void bring_int4_weights() const {
+    if constexpr (kKind != tile_kind::dense) ptx::griddepcontrol_wait();
+    const uint64_t policy = ptx::policy_evict_first();
+    const int num_blocks = args.k / 128, last = args.n / 64 - 1;
+    auto tiles = walk<Config, kKind>(args);
+    slot_t slot;
+    for (tile_t tile; tiles.next(tile);) {
+      if (lane == 0) {
+        const uint8_t* from[Config::kConsumers];
+#pragma unroll
+        for (int i = 0; i < Config::kConsumers; ++i) {
+          // Of a column block that is half outside, the inner half comes twice.
+          const int row = min(tile.n_block * Config::kConsumers + i, last);
+          from[i] = static_cast<const uint8_t*>(args.packed) +
+                    ((static_cast<int64_t>(tile.group) * (last + 1) + row) * num_blocks +
+                     slice.begin) *
+                        kInt4BlockBytes;
+        }
+        for (int block = slice.begin; block < slice.end; ++block) {
+          const uint32_t full = acquire(slot);
+          ptx::mbarrier_arrive_expect_tx(full, Config::kConsumers * kInt4BlockBytes);
+          const uint32_t to = smem + P::kRing + slot.stage * plan.bytes_stage;
+          const uint32_t scales = smem + plan.scales + slot.stage * plan.bytes_scales;
+#pragma unroll
+          for (int i = 0; i < Config::kConsumers; ++i) {
+            ptx::bulk_load_hinted(to + i * P::kBytesBox, from[i], kInt4Bytes, full, policy);
+            ptx::bulk_load_hinted(scales + i * 256, from[i] + kInt4Bytes, 256, full, policy);
+            from[i] += kInt4BlockBytes;
+          }
+          slot.advance(args.num_stages);
+        }
+      }
+      __syncwarp();
+    }
+  }
+
   // Lane i brings tokens 8 * i to 8 * i + 7, or, where rows are gathered, token i of every 32.
   SEEKERNEL_DEVICE void bring_tokens(const tensor_map_t* map_a) const {
     ptx::griddepcontrol_wait();
@@ -202,6 +244,10 @@ struct Producer {
           }
         }
         const uint32_t scales = smem + plan.scales + slot.stage * plan.bytes_scales + 4 * lane;
+        if constexpr (Config::kInt4) {
+          slot.advance(args.num_stages);
+          continue;
+        }
 #pragma unroll
         for (int i = 0; i < kTokensPerLane; ++i) {
           const int token = lane + 32 * i;

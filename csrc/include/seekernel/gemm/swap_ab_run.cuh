@@ -48,7 +48,7 @@ SEEKERNEL_DEVICE void run(const tensor_map_t* map_a, const tensor_map_t* map_b,
   const int splits = static_cast<int>(ptx::cluster_nctarank());
 
   if (threadIdx.x == 32) {
-    ptx::prefetch_tensormap(map_b);
+    if constexpr (!Config::kInt4) ptx::prefetch_tensormap(map_b);
     ptx::prefetch_tensormap(map_a);
   }
   if (threadIdx.x == 0) init_barriers<Config>(smem, args.num_stages);
@@ -58,7 +58,13 @@ SEEKERNEL_DEVICE void run(const tensor_map_t* map_a, const tensor_map_t* map_b,
   if (warpgroup == 0) {
     ptx::setmaxnreg_dec<Config::kProducerRegisters>();
     const Producer<Config, kKind> producer{args, Plan<Config>(args), k_slice_t(args.k), smem, lane};
-    if (threadIdx.x / 32 == 0) producer.bring_weights(map_b);
+    if (threadIdx.x / 32 == 0) {
+      if constexpr (Config::kInt4) {
+        producer.bring_int4_weights();
+      } else {
+        producer.bring_weights(map_b);
+      }
+    }
     if (threadIdx.x / 32 == 1) producer.bring_tokens(map_a);
     __syncwarp();
     if (splits > 1) {

@@ -20,6 +20,15 @@ SEEKERNEL_DEVICE float2 load_shared_f32x2(uint32_t address) {
   return value;
 }
 
+SEEKERNEL_DEVICE uint4 load_shared_u32x4(uint32_t address) {
+  uint4 value;
+  asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(value.x), "=r"(value.y), "=r"(value.z), "=r"(value.w)
+               : "r"(address)
+               : "memory");
+  return value;
+}
+
 SEEKERNEL_DEVICE void store_shared_f32(uint32_t address, float value) {
   asm volatile("st.shared.f32 [%0], %1;" ::"r"(address), "f"(value) : "memory");
 }
