@@ -64,7 +64,7 @@ def test_rejects() -> None:
         ops.repack_int4_for_sm90(b[:, :63], b_scale[:, :63])
     with pytest.raises(ValueError, match=r"b_scale: expected float32 \[1, 64, 1\]"):
         ops.repack_int4_for_sm90(b, b_scale[:, :1])
-    with pytest.raises(ValueError, match="b: expected torch.uint8"):
+    with pytest.raises(ValueError, match=r"b: expected torch\.uint8"):
         ops.repack_int4_for_sm90(b.char(), b_scale)
     with pytest.raises(ValueError, match="packed: expected uint8"):
         ops.unpack_int4_from_sm90(b)
