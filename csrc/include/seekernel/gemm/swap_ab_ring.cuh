@@ -188,10 +188,10 @@ struct Producer {
         for (int i = 0; i < Config::kConsumers; ++i) {
           // Of a column block that is half outside, the inner half comes twice.
           const int row = min(tile.n_block * Config::kConsumers + i, last);
-          from[i] = static_cast<const uint8_t*>(args.packed) +
-                    ((static_cast<int64_t>(tile.group) * (last + 1) + row) * num_blocks +
-                     slice.begin) *
-                        kInt4BlockBytes;
+          from[i] =
+              static_cast<const uint8_t*>(args.packed) +
+              ((static_cast<int64_t>(tile.group) * (last + 1) + row) * num_blocks + slice.begin) *
+                  kInt4BlockBytes;
         }
         for (int block = slice.begin; block < slice.end; ++block) {
           const uint32_t full = acquire(slot);
