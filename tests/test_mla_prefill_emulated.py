@@ -44,7 +44,7 @@ PLANTED = {
     "Q never waited for": ("ptx::mbarrier_wait_parity(smem + P::kQFull, num_tiles & 1);", ""),
     "V never waited for": ("      wait_v(n);\n      take_turn", "      take_turn"),
     "K given back before it was read": ("    ptx::wgmma_wait_group<0>();\n    ptx::pin_registers(s);\n    release_k(n);", "    release_k(n);\n    ptx::wgmma_wait_group<0>();\n    ptx::pin_registers(s);"),
-    "V never given back": ("      ptx::pin_operand(p);\n      release_v(n);", "      ptx::pin_operand(p);"),
+    "V never given back": ("      ptx::pin_registers(p);\n      release_v(n);", "      ptx::pin_registers(p);"),
     "sums not rescaled": ("o[i] *= factor[i / 2 % 2]", "o[i] *= 1.0f"),
     "previous result of no weight is used": ("if (previous != kNegInfinity)", "if (true)"),
     "rows beyond the sequence are written": ("query + 8 * half < tile.s_q", "true"),

@@ -28,7 +28,7 @@
 #include <seekernel/ptx/matrix.cuh>
 #include <seekernel/ptx/mbarrier.cuh>
 #include <seekernel/ptx/tma.cuh>
-#include <seekernel/ptx/wgmma_bf16_n128.cuh>
+#include <seekernel/ptx/wgmma_16bit.cuh>
 
 namespace seekernel {
 
@@ -165,7 +165,7 @@ struct Consumer {
     for (int step = 0; step < 4 * kKeyTiles; ++step) {
       // 16 columns are 32 bytes, in units of 16; 64 columns are a tile.
       const uint32_t at = step / 4 * (kTileBytes >> 4) + step % 4 * 2;
-      ptx::wgmma_m64n128k16_bf16_ss<0>(s, q + at, k + at, step != 0);
+      ptx::wgmma_16bit_t<bfloat16_t, 128>::ss<0, 0>(s, q + at, k + at, step != 0);
     }
     ptx::wgmma_commit_group();
   }
@@ -173,13 +173,13 @@ struct Consumer {
   // Starts O += P @ V of block n as one wgmma group.
   SEEKERNEL_DEVICE void issue_values(float (&o)[64], uint32_t (&p)[32], uint32_t n) const {
     ptx::pin_registers(o);
-    ptx::pin_operand(p);
+    ptx::pin_registers(p);
     ptx::wgmma_fence();
-    const uint64_t v = ptx::wgmma_descriptor_mn_major_128b(
-        smem + P::kV + stage_of(n) * kValueTiles * kTileBytes, kTileBytes);
+    const uint64_t v = ptx::wgmma_descriptor_128b(
+        smem + P::kV + stage_of(n) * kValueTiles * kTileBytes, kTileBytes, 1024);
 #pragma unroll
     for (int step = 0; step < kKeys / 16; ++step) {
-      ptx::wgmma_m64n128k16_bf16_rs<1>(o, p + 4 * step, v + 128 * step, 1);
+      ptx::wgmma_16bit_t<bfloat16_t, 128>::rs<1>(o, p + 4 * step, v + 128 * step, 1);
     }
     ptx::wgmma_commit_group();
   }
@@ -258,7 +258,7 @@ struct Consumer {
       softmax(s, factor);
       ptx::wgmma_wait_group<0>();
       ptx::pin_registers(o);
-      ptx::pin_operand(p);
+      ptx::pin_registers(p);
       release_v(n);
 #pragma unroll
       for (int i = 0; i < 64; ++i) o[i] *= factor[i / 2 % 2];

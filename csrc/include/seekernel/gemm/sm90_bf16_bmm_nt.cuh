@@ -26,7 +26,7 @@
 #include <seekernel/ptx/mbarrier.cuh>
 #include <seekernel/ptx/tma.cuh>
 #include <seekernel/ptx/tma_3d.cuh>
-#include <seekernel/ptx/wgmma_bf16_n128.cuh>
+#include <seekernel/ptx/wgmma_16bit.cuh>
 
 namespace seekernel {
 
@@ -102,7 +102,8 @@ SEEKERNEL_DEVICE void multiply(float (&sums)[64], uint32_t smem, int consumer, i
 #pragma unroll
     for (int step = 0; step < Config::BLOCK_K / 16; ++step) {
       // The address field counts 16 bytes: 16 columns of K are 2.
-      ptx::wgmma_m64n128k16_bf16_ss<0>(sums, a + 2 * step, b + 2 * step, block != 0 || step != 0);
+      ptx::wgmma_16bit_t<bfloat16_t, 128>::ss<0, 0>(sums, a + 2 * step, b + 2 * step,
+                                                    block != 0 || step != 0);
     }
     ptx::wgmma_commit_group();
     ptx::pin_registers(sums);

@@ -37,81 +37,6 @@ struct wgmma_16bit_t;
 #define SEEKERNEL_D16(i) SEEKERNEL_D8(i), SEEKERNEL_D8(i + 8)
 #define SEEKERNEL_D32(i) SEEKERNEL_D16(i), SEEKERNEL_D16(i + 16)
 
-#define SEEKERNEL_WGMMA_N8(TYPE, NAME) \
-  template <> \
-  struct wgmma_16bit_t<TYPE, 8> { \
-    template <int kTransA, int kTransB> \
-    SEEKERNEL_DEVICE static void ss(float (&d)[4], uint64_t a, uint64_t b, uint32_t accumulate) { \
-      asm volatile( \
-        "{\n.reg .pred p;\nsetp.ne.b32 p, %6, 0;\n" \
-        "wgmma.mma_async.sync.aligned.m64n8k16.f32." NAME "." NAME " {" \
-        "%0, %1, %2, %3}," \
-        " %4, %5, p, 1, 1, %7, %8;\n}" \
-        : SEEKERNEL_D4(0) \
-        : "l"(a), "l"(b), "r"(accumulate), "n"(kTransA), "n"(kTransB)); \
-    } \
-    template <int kTransB> \
-    SEEKERNEL_DEVICE static void rs(float (&d)[4], const uint32_t* a, uint64_t b, uint32_t accumulate) { \
-      asm volatile( \
-        "{\n.reg .pred p;\nsetp.ne.b32 p, %9, 0;\n" \
-        "wgmma.mma_async.sync.aligned.m64n8k16.f32." NAME "." NAME " {" \
-        "%0, %1, %2, %3}," \
-        " {%4, %5, %6, %7}, %8, p, 1, 1, %10;\n}" \
-        : SEEKERNEL_D4(0) \
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(accumulate), "n"(kTransB)); \
-    } \
-  };
-
-#define SEEKERNEL_WGMMA_N16(TYPE, NAME) \
-  template <> \
-  struct wgmma_16bit_t<TYPE, 16> { \
-    template <int kTransA, int kTransB> \
-    SEEKERNEL_DEVICE static void ss(float (&d)[8], uint64_t a, uint64_t b, uint32_t accumulate) { \
-      asm volatile( \
-        "{\n.reg .pred p;\nsetp.ne.b32 p, %10, 0;\n" \
-        "wgmma.mma_async.sync.aligned.m64n16k16.f32." NAME "." NAME " {" \
-        "%0, %1, %2, %3, %4, %5, %6, %7}," \
-        " %8, %9, p, 1, 1, %11, %12;\n}" \
-        : SEEKERNEL_D8(0) \
-        : "l"(a), "l"(b), "r"(accumulate), "n"(kTransA), "n"(kTransB)); \
-    } \
-    template <int kTransB> \
-    SEEKERNEL_DEVICE static void rs(float (&d)[8], const uint32_t* a, uint64_t b, uint32_t accumulate) { \
-      asm volatile( \
-        "{\n.reg .pred p;\nsetp.ne.b32 p, %13, 0;\n" \
-        "wgmma.mma_async.sync.aligned.m64n16k16.f32." NAME "." NAME " {" \
-        "%0, %1, %2, %3, %4, %5, %6, %7}," \
-        " {%8, %9, %10, %11}, %12, p, 1, 1, %14;\n}" \
-        : SEEKERNEL_D8(0) \
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(accumulate), "n"(kTransB)); \
-    } \
-  };
-
-#define SEEKERNEL_WGMMA_N32(TYPE, NAME) \
-  template <> \
-  struct wgmma_16bit_t<TYPE, 32> { \
-    template <int kTransA, int kTransB> \
-    SEEKERNEL_DEVICE static void ss(float (&d)[16], uint64_t a, uint64_t b, uint32_t accumulate) { \
-      asm volatile( \
-        "{\n.reg .pred p;\nsetp.ne.b32 p, %18, 0;\n" \
-        "wgmma.mma_async.sync.aligned.m64n32k16.f32." NAME "." NAME " {" \
-        "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15}," \
-        " %16, %17, p, 1, 1, %19, %20;\n}" \
-        : SEEKERNEL_D16(0) \
-        : "l"(a), "l"(b), "r"(accumulate), "n"(kTransA), "n"(kTransB)); \
-    } \
-    template <int kTransB> \
-    SEEKERNEL_DEVICE static void rs(float (&d)[16], const uint32_t* a, uint64_t b, uint32_t accumulate) { \
-      asm volatile( \
-        "{\n.reg .pred p;\nsetp.ne.b32 p, %21, 0;\n" \
-        "wgmma.mma_async.sync.aligned.m64n32k16.f32." NAME "." NAME " {" \
-        "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15}," \
-        " {%16, %17, %18, %19}, %20, p, 1, 1, %22;\n}" \
-        : SEEKERNEL_D16(0) \
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(accumulate), "n"(kTransB)); \
-    } \
-  };
-
 #define SEEKERNEL_WGMMA_N64(TYPE, NAME) \
   template <> \
   struct wgmma_16bit_t<TYPE, 64> { \
@@ -135,6 +60,37 @@ struct wgmma_16bit_t;
         "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}," \
         " {%32, %33, %34, %35}, %36, p, 1, 1, %38;\n}" \
         : SEEKERNEL_D32(0) \
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(accumulate), "n"(kTransB)); \
+    } \
+  };
+
+#define SEEKERNEL_WGMMA_N128(TYPE, NAME) \
+  template <> \
+  struct wgmma_16bit_t<TYPE, 128> { \
+    template <int kTransA, int kTransB> \
+    SEEKERNEL_DEVICE static void ss(float (&d)[64], uint64_t a, uint64_t b, uint32_t accumulate) { \
+      asm volatile( \
+        "{\n.reg .pred p;\nsetp.ne.b32 p, %66, 0;\n" \
+        "wgmma.mma_async.sync.aligned.m64n128k16.f32." NAME "." NAME " {" \
+        "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15," \
+        "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31," \
+        "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47," \
+        "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}," \
+        " %64, %65, p, 1, 1, %67, %68;\n}" \
+        : SEEKERNEL_D32(0), SEEKERNEL_D32(32) \
+        : "l"(a), "l"(b), "r"(accumulate), "n"(kTransA), "n"(kTransB)); \
+    } \
+    template <int kTransB> \
+    SEEKERNEL_DEVICE static void rs(float (&d)[64], const uint32_t* a, uint64_t b, uint32_t accumulate) { \
+      asm volatile( \
+        "{\n.reg .pred p;\nsetp.ne.b32 p, %69, 0;\n" \
+        "wgmma.mma_async.sync.aligned.m64n128k16.f32." NAME "." NAME " {" \
+        "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15," \
+        "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31," \
+        "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47," \
+        "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}," \
+        " {%64, %65, %66, %67}, %68, p, 1, 1, %70;\n}" \
+        : SEEKERNEL_D32(0), SEEKERNEL_D32(32) \
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(accumulate), "n"(kTransB)); \
     } \
   };
@@ -179,20 +135,16 @@ struct wgmma_16bit_t;
   };
 
 #define SEEKERNEL_WGMMA(TYPE, NAME) \
-  SEEKERNEL_WGMMA_N8(TYPE, NAME) \
-  SEEKERNEL_WGMMA_N16(TYPE, NAME) \
-  SEEKERNEL_WGMMA_N32(TYPE, NAME) \
   SEEKERNEL_WGMMA_N64(TYPE, NAME) \
+  SEEKERNEL_WGMMA_N128(TYPE, NAME) \
   SEEKERNEL_WGMMA_N256(TYPE, NAME)
 
 SEEKERNEL_WGMMA(bfloat16_t, "bf16")
 SEEKERNEL_WGMMA(float16_t, "f16")
 
 #undef SEEKERNEL_WGMMA
-#undef SEEKERNEL_WGMMA_N8
-#undef SEEKERNEL_WGMMA_N16
-#undef SEEKERNEL_WGMMA_N32
 #undef SEEKERNEL_WGMMA_N64
+#undef SEEKERNEL_WGMMA_N128
 #undef SEEKERNEL_WGMMA_N256
 #undef SEEKERNEL_D4
 #undef SEEKERNEL_D8
