@@ -14,7 +14,7 @@ from torch import Tensor
 
 from seekernel import _jit, reference
 from seekernel.jit import CompileError, native
-from seekernel.ops import _gemm_cuda, paths
+from seekernel.ops import _gemm_cuda, _gemm_shared, _grouped_gemm_cuda, paths
 from seekernel.ops.paths import Chain, NoKernel, Path
 from tests.gemm_testing import make_weights, randn
 
@@ -29,8 +29,8 @@ def hopper(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     _jit.set_resolver(lambda family, values: (b"cubin", "symbol"))
     monkeypatch.setattr(paths, "capability", lambda device: (9, 0))
     monkeypatch.setattr(paths, "build_info", lambda: {"cuda_version": "13.0"})
-    monkeypatch.setattr(_gemm_cuda, "_is_current", lambda device: True)
-    monkeypatch.setattr(_gemm_cuda, "_stream", lambda device: (132, 7))
+    monkeypatch.setattr(_gemm_shared, "is_current", lambda device: True)
+    monkeypatch.setattr(_gemm_shared, "stream", lambda device: (132, 7))
     paths.reset()
     yield
     paths.reset()
@@ -178,7 +178,7 @@ def test_the_reference_takes_weights_in_parts(
     hopper: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(paths, "capability", lambda device: (8, 0))
-    monkeypatch.setattr(_gemm_cuda, "_PART_VALUES", 1)
+    monkeypatch.setattr(_gemm_shared, "PART_VALUES", 1)
     tensors = operands(5, 300, 256)
     out = torch.full((5, 300), float("nan"))
     run(*tensors, out=out)
@@ -247,7 +247,7 @@ def test_grouped(
         mapped = (torch.zeros(4, 4, dtype=torch.int32), torch.ones(1, dtype=torch.int32))
     out = torch.full((*a.shape[:-1], 256), 77.0, dtype=dtype)
     before = _jit.last_launch()["num_launches"]
-    _gemm_cuda.fp8_grouped_gemm_nt(
+    _grouped_gemm_cuda.fp8_grouped_gemm_nt(
         0,
         tuple(x["b"].shape),
         a,
@@ -284,7 +284,7 @@ def test_swiglu(
     out = torch.zeros(24, 128, dtype=torch.uint8).view(FP8)
     scale = torch.zeros(1, 24)
     before = _jit.last_launch()["num_launches"]
-    _gemm_cuda.fp8_grouped_gemm_swiglu_nt(
+    _grouped_gemm_cuda.fp8_grouped_gemm_swiglu_nt(
         0, tuple(x["b"].shape), x["a"], x["a_scale"], x["b"], x["b_scale"], x["offsets"], token, out,
         scale, None, None, 0,
     )  # fmt: skip
@@ -326,7 +326,7 @@ def test_int4_is_answered_by_the_reference(hopper: None) -> None:
     offsets = torch.tensor([0, 2, 5], dtype=torch.int32)
     a, alpha = randn(6, 256).to(FP8), torch.tensor([0.5])
     out = torch.full((6, 40), 77.0)
-    run = _gemm_cuda.w4a8_grouped_gemm_nt
+    run = _grouped_gemm_cuda.w4a8_grouped_gemm_nt
     run(0, tuple(b.shape), a, alpha, b, b_scale, offsets, out)
     want = reference.w4a8_grouped_gemm_nt(a, alpha, b, b_scale, offsets)
     torch.testing.assert_close(out[:5].double(), want[:5], rtol=1e-5, atol=1e-4)

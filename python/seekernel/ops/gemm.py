@@ -13,6 +13,7 @@ from torch import Tensor
 
 from seekernel import _extension as _extension
 from seekernel.ops import _gemm_cuda as _cuda
+from seekernel.ops import _grouped_gemm_cuda as _grouped
 from seekernel.ops._fakes import register_fakes
 from seekernel.ops.quantize import quantize_fp8_1x128
 
@@ -127,7 +128,7 @@ def fp8_grouped_gemm_nt(
     mapped = (None, None) if tile_map is None else tile_map
     arguments = (a, a_scale, b, b_scale, offsets, out, layout, *mapped, row_weight, expected_m)
     if type(a) is Tensor and a.is_cuda:
-        _cuda.fp8_grouped_gemm_nt(a.get_device(), b.shape, *arguments)
+        _grouped.fp8_grouped_gemm_nt(a.get_device(), b.shape, *arguments)
     else:
         _fp8_grouped_gemm_nt(*arguments)
     return out
@@ -169,7 +170,7 @@ def fp8_grouped_gemm_swiglu_nt(
     mapped = (None, None) if tile_map is None else tile_map
     arguments = (a, a_scale, b, b_scale, offsets, row_token, out, out_scale, *mapped, expected_m)
     if type(a) is Tensor and a.is_cuda:
-        _cuda.fp8_grouped_gemm_swiglu_nt(a.get_device(), b.shape, *arguments)
+        _grouped.fp8_grouped_gemm_swiglu_nt(a.get_device(), b.shape, *arguments)
     elif out_scale is None or a.is_cuda:
         _fp8_grouped_gemm_swiglu_nt(*arguments)
     else:
@@ -204,7 +205,7 @@ def w4a8_grouped_gemm_nt(
     if out is None:
         out = _allocate(a, a.shape[0], b.shape[1])
     if type(a) is Tensor and a.is_cuda:
-        _cuda.w4a8_grouped_gemm_nt(a.get_device(), b.shape, a, a_scale, b, b_scale, offsets, out)
+        _grouped.w4a8_grouped_gemm_nt(a.get_device(), b.shape, a, a_scale, b, b_scale, offsets, out)
     else:
         _w4a8_grouped_gemm_nt(a, a_scale, b, b_scale, offsets, out)
     return out
