@@ -206,6 +206,26 @@ def rejection_variants(b: int, v: int, device: torch.device) -> dict[str, list[C
     }
 
 
+def count_variants(rows: int, v: int, device: torch.device) -> dict[str, list[Call]]:
+    """Four tokens a row, each row with a slot of its own; the eager form adds by index."""
+    generator = torch.Generator().manual_seed(rows)
+    counts = torch.zeros(rows, v, dtype=torch.int32, device=device)
+    plain = counts.clone()
+    slots = torch.randperm(rows, generator=generator).int().to(device)
+    ids = torch.randint(0, v, (rows, 4), generator=generator).int().to(device)
+    flat = (slots[:, None] * v + ids).flatten().long()
+    twos = torch.full_like(flat, 2, dtype=torch.int32)
+
+    def eager() -> object:
+        return plain.view(-1).index_add_(0, flat, twos)
+
+    ops.add_token_counts(counts, slots, ids)
+    eager()
+    if not torch.equal(counts, plain):
+        raise AssertionError("add_token_counts: another result than torch's")
+    return {"ours": [partial(ops.add_token_counts, counts, slots, ids)], "eager": [eager]}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -239,6 +259,7 @@ def main() -> None:
                 4 * rows * v,
                 logprob_variants(rows, v, top, device),
             )
+        add("add_token_counts n 4", rows, 12 * rows * 4, count_variants(rows, v, device))
         if rows <= 64:
             # The accepted prefix is not known beforehand: one row of p and one of q are read.
             add("mtp_verify_rejection n 3", rows, 8 * rows * v, rejection_variants(rows, v, device))

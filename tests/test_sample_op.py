@@ -270,6 +270,13 @@ def test_token_counts() -> None:
     assert counts.tolist() == [[0] * 5, [1, 0, 3, 0, 4], [0] * 5]
     ops.add_token_counts(counts, int32(1, -1, 3, 2), int32([4, 4], [0, 0], [0, 0], [3, -1]))
     assert counts.tolist() == [[0] * 5, [1, 0, 3, 0, 8], [0, 0, 0, 2, 0]]
+    generator = torch.Generator().manual_seed(3)
+    counts = torch.randint(0, 9, (6, 50), generator=generator, dtype=torch.int32)
+    slots = torch.randint(-2, 8, (40,), generator=generator, dtype=torch.int32)
+    ids = torch.randint(-3, 55, (40, 3), generator=generator, dtype=torch.int32)
+    want = reference.add_token_counts(counts, slots, ids)
+    ops.add_token_counts(counts, slots, ids)
+    assert torch.equal(counts, want)
 
 
 def test_every_instruction_set_draws_the_same() -> None:

@@ -53,6 +53,7 @@ from seekernel.reference.quantize import (
     to_e4m3,
 )
 from seekernel.reference.sampling import (
+    add_token_counts,
     changed_logits,
     mtp_verify_relaxed,
     mtp_verify_strict,
@@ -63,6 +64,7 @@ from seekernel.reference.sampling import (
 __all__ = [
     "add_rms_norm",
     "add_rms_norm_quantize",
+    "add_token_counts",
     "attention",
     "bmm_nt",
     "changed_logits",

@@ -136,3 +136,14 @@ def mtp_verify_relaxed(
         if token == end_thinking_id:
             delta = 0.0
     return emitted, delta
+
+
+def add_token_counts(token_counts: Tensor, slots: Tensor, ids: Tensor) -> Tensor:
+    """Return token_counts [num_slots, v] with 2 more for each id [b, n] of a row with a slot."""
+    counts = token_counts.clone()
+    num_slots, v = counts.shape
+    for slot, row in zip(slots.tolist(), ids.tolist(), strict=True):
+        for token in row:
+            if 0 <= slot < num_slots and 0 <= token < v:
+                counts[slot, token] += 2
+    return counts
