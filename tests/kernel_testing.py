@@ -16,11 +16,14 @@ from functools import lru_cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import ml_dtypes
+import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from tests.emulator.compile import CompilerMissing, compile_ptx
-from tests.emulator.launch import Device, Function, open_device
+from tests.emulator.launch import Array, Device, Function, open_device
 from tests.emulator.schedules import NINE_SCHEDULES, Schedule
 
 HEADERS = Path(__file__).resolve().parent.parent / "csrc" / "include"
@@ -102,3 +105,20 @@ def devices(backend: str, schedules: Sequence[Schedule] = NINE_SCHEDULES) -> Ite
         return
     for schedule in schedules:
         yield open_device("emulator", schedule=schedule)
+
+
+def to_numpy(tensor: Tensor) -> Array:
+    """As the launch API takes it; bfloat16 as ml_dtypes', float8 as bytes."""
+    if tensor.dtype == torch.float8_e4m3fn:
+        tensor = tensor.view(torch.uint8)
+    if tensor.dtype == torch.bfloat16:
+        array: Array = tensor.contiguous().view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+        return array
+    return tensor.contiguous().numpy()
+
+
+def to_torch(array: Array) -> Tensor:
+    """The inverse of to_numpy."""
+    if array.dtype == ml_dtypes.bfloat16:
+        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(array)

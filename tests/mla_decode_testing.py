@@ -6,15 +6,14 @@ import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import ml_dtypes
 import numpy as np
 import torch
 from torch import Tensor
 
 from seekernel import reference
 from seekernel.reference.attention import quantize_latent
-from tests.emulator.launch import Array, Buffer, Device, ElementType, Swizzle, TensorMap
-from tests.kernel_testing import BuiltKernel, build
+from tests.emulator.launch import Buffer, Device, ElementType, Swizzle, TensorMap
+from tests.kernel_testing import BuiltKernel, build, to_numpy, to_torch
 from tests.mla_testing import BF16, HUGE, int32, offsets, paged, paged_fp8
 from tests.op_testing import assert_error_within
 
@@ -91,23 +90,6 @@ def kernels(
         build(f"{FOLDER}/{name}.cuh", f"{name}<{argument}>", edits=edits),
         build(f"{FOLDER}/mla_combine.cuh", f"mla_combine<{element}>", edits=edits),
     )
-
-
-def to_numpy(tensor: Tensor) -> Array:
-    """As numpy sees it; bfloat16 as ml_dtypes'."""
-    if tensor.dtype == torch.float8_e4m3fn:
-        tensor = tensor.view(torch.uint8)
-    if tensor.dtype == BF16:
-        array: Array = tensor.contiguous().view(torch.int16).numpy().view(ml_dtypes.bfloat16)
-        return array
-    return tensor.contiguous().numpy()
-
-
-def to_torch(array: Array) -> Tensor:
-    """The inverse of to_numpy."""
-    if array.dtype == ml_dtypes.bfloat16:
-        return torch.from_numpy(array.view(np.int16)).view(BF16)
-    return torch.from_numpy(array)
 
 
 @dataclass(frozen=True)

@@ -7,14 +7,13 @@ import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import ml_dtypes
 import numpy as np
 import torch
 from torch import Tensor
 
 from seekernel import reference
 from tests.emulator.launch import Array, Device, ElementType, Swizzle, TensorMap
-from tests.kernel_testing import BuiltKernel, build
+from tests.kernel_testing import BuiltKernel, build, to_numpy, to_torch
 from tests.mla_testing import BF16, F32, offsets
 from tests.op_testing import assert_error_within
 
@@ -50,21 +49,6 @@ class Case:
         merge = f"-merge{str(self.previous)[6:]}" if self.previous else ""
         flags = "-full" * (not self.causal) + f"-ramp{self.ramp}" * (self.ramp != 0)
         return f"q{shape(self.s_q)}-kv{shape(self.s_kv)}-h{self.h}-s{self.section}-g{self.ctas}-{str(self.out)[6:]}{merge}{flags}"
-
-
-def to_numpy(tensor: Tensor) -> Array:
-    """As numpy sees it; bfloat16 as ml_dtypes'."""
-    if tensor.dtype == BF16:
-        array: Array = tensor.contiguous().view(torch.int16).numpy().view(ml_dtypes.bfloat16)
-        return array
-    return tensor.contiguous().numpy()
-
-
-def to_torch(array: Array) -> Tensor:
-    """The inverse of to_numpy."""
-    if array.dtype == ml_dtypes.bfloat16:
-        return torch.from_numpy(array.view(np.int16)).view(BF16)
-    return torch.from_numpy(array)
 
 
 @dataclass(frozen=True)

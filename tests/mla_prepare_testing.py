@@ -11,8 +11,7 @@ from torch import Tensor
 
 from seekernel import reference
 from tests.emulator.launch import Array, Buffer, Device
-from tests.kernel_testing import BuiltKernel
-from tests.mla_prefill_testing import to_numpy
+from tests.kernel_testing import BuiltKernel, to_numpy
 from tests.mla_testing import BF16, F32, cos_sin
 
 FORMATS = {"float": 0, "bfloat16": 1, "blocks": 2, "flat": 3}

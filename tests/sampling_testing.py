@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -14,7 +13,7 @@ from torch import Tensor
 
 from seekernel import ops
 from tests.emulator.launch import Buffer, Device
-from tests.kernel_testing import BuiltKernel, build
+from tests.kernel_testing import BuiltKernel, build, to_numpy
 
 Edits = Mapping[str, Sequence[tuple[str, str]]]
 Array = NDArray[Any]
@@ -66,12 +65,6 @@ class Request:
             probs=probs,
         )
         return ids, status, probs
-
-
-def to_numpy(tensor: Tensor) -> Array:
-    if tensor.dtype == torch.bfloat16:
-        return tensor.contiguous().view(torch.int16).numpy().view(ml_dtypes.bfloat16)
-    return np.ascontiguousarray(tensor.numpy())
 
 
 class Struct:

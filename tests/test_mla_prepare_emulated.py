@@ -12,8 +12,7 @@ from torch import Tensor
 from seekernel import reference
 from tests.emulator.launch import Array, Device, KernelFault
 from tests.emulator.schedules import NINE_SCHEDULES
-from tests.kernel_testing import BACKENDS, BuiltKernel, build, devices
-from tests.mla_prefill_testing import to_torch
+from tests.kernel_testing import BACKENDS, BuiltKernel, build, devices, to_torch
 from tests.mla_prepare_testing import (
     EPS,
     FORMATS,

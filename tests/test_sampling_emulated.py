@@ -13,7 +13,7 @@ from torch import Tensor
 from seekernel import ops
 from tests.emulator.launch import Device, KernelFault
 from tests.emulator.schedules import NINE_SCHEDULES
-from tests.kernel_testing import BACKENDS, build, devices
+from tests.kernel_testing import BACKENDS, build, devices, to_numpy
 from tests.sampling_testing import (
     RELAXED,
     Array,
@@ -22,7 +22,6 @@ from tests.sampling_testing import (
     launch_mtp,
     launch_sample,
     launch_token_logprobs,
-    to_numpy,
 )
 from tests.test_sample_op import all_changes, int32, normal
 
