@@ -50,7 +50,7 @@ build() {
       xargs -P "$(nproc)" -I{} sh -c "g++ -std=c++20 -O3 -fPIC -fvisibility=hidden -Icsrc -Icsrc/include $flags -c {} -o build/gpu-objects/\$(echo {} | tr / _).o" &&
       g++ -shared build/gpu-objects/*.o -ldl -o "python/seekernel/_jit$suffix" && link_package
   fi
-  "$python" -c 'import seekernel._C, seekernel._jit; print("extensions import")'
+  "$python" -c 'import torch, seekernel._C, seekernel._jit; print("extensions import")'
 }
 
 # A process per test file: a kernel that faults takes the context of its process with it.
