@@ -133,7 +133,8 @@ SEEKERNEL_JIT_CACHE_MAX_MB = Variable(
 TRTLLM_DG_ENABLED = _flag(
     "TRTLLM_DG_ENABLED",
     True,
-    "Use kernels compiled at run time; `0` leaves the ones compiled at build time, same results.",
+    "Use kernels compiled at run time; `0` leaves the ones compiled at build time, same results to one "
+    "rounding of the output.",
 )
 TRTLLM_DG_JIT_DEBUG = _flag(
     "TRTLLM_DG_JIT_DEBUG",
